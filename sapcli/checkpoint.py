@@ -1,0 +1,342 @@
+"""Checkpoints as they are found and as they are written back: one safetensors file, shards, or PyTorch's own files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import stat
+import sys
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import torch
+
+from sapcli.errors import CheckpointError
+from sapcli.files import spool, spool_pipe, temporary_copy
+from sapcli.pickled import WRAPPER_KEYS, is_pickled, read_pickled
+from sapcli.safetensors_file import (
+    DTYPE_NAMES,
+    MAX_HEADER,
+    Entry,
+    SafetensorsFile,
+    parse_json_object,
+    save_tensors,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from torch import Tensor
+
+    from sapcli.safetensors_file import Buffer
+
+STANDARD_INPUT = "-"
+INDEX_SUFFIX = ".safetensors.index.json"
+_GIT_LFS = b"version https://git-lfs"
+
+TRAINING_STATE = frozenset(
+    {
+        *("optimizer", "optimizers", "optimizer_state_dict", "optimizer_states", "optimizer_state", "optim", "opt"),
+        *("scheduler", "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict"),
+        *("scaler", "grad_scaler", "amp", "amp_scaler", "scaler_state_dict"),
+        *("ema", "model_ema", "ema_model", "module_ema", "state_dict_ema", "ema_state_dict", "model_state_dict_ema"),
+        *("criterion", "loss", "callbacks", "loops"),
+    }
+)
+"""First components of names that never are weights of the network, but what training scripts save beside them."""
+
+_WRAPPERS = ("_orig_mod", *WRAPPER_KEYS)
+_NESTING = 6
+
+_FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_FOLDER_FILES = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
+_FOLDER_PATTERNS = (f"*{INDEX_SUFFIX}", "*.safetensors")
+
+
+class Form(Enum):
+    """How a checkpoint is stored."""
+
+    SINGLE = "one safetensors file"
+    SHARDED = "safetensors shards with an index"
+    PICKLE = "a PyTorch file"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An open checkpoint: what it holds, and its tensors when they are asked for.
+
+    Attributes:
+        source: What the user typed, for messages.
+        path: The file, the index file of shards, or None for standard input and pipes.
+        form: How it is stored.
+        entries: Every tensor, by its name in the file, in the file's order (shards in the order of their names).
+        metadata: The free texts of the header; of shards, those of the index and of all shards.
+        files: The open files by their names; of a PyTorch file, the temporary one that its tensors were copied to.
+        index: The content of the shards' index; empty without one.
+    """
+
+    source: str
+    path: Path | None
+    form: Form
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+    files: Mapping[str, SafetensorsFile] = field(repr=False)
+    index: Mapping[str, object] = field(repr=False, default_factory=dict)
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor into memory of its own.
+
+        Args:
+            name: One of `entries`.
+
+        Returns:
+            The tensor, of the entry's dtype and shape, on the CPU.
+
+        Raises:
+            CheckpointError: The file was changed or cannot be read.
+        """
+        return self._file_of[name].read(name)
+
+    def chunks(self, name: str) -> Iterable[Buffer]:
+        """The bytes of one tensor, in pieces of bounded size; arguments and errors as in `read`."""
+        return self._file_of[name].chunks(name)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the name, dtype, shape and bytes of every tensor, in the order of their names.
+
+        The same weights have the same digest in every form and with any metadata.
+        """
+        digest = hashlib.sha256()
+        for name, entry in sorted(self.entries.items()):
+            digest.update(json.dumps([name, DTYPE_NAMES[entry.dtype], entry.shape]).encode())
+            for piece in self.chunks(name):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    @cached_property
+    def config(self) -> Mapping[str, object] | None:
+        """The content of `config.json` beside the file; None without one.
+
+        Raises:
+            CheckpointError: The file is there, but cannot be read as a JSON object.
+        """
+        path = self.path and self.path.with_name("config.json")
+        return _read_json(path) if path and path.is_file() else None
+
+    @cached_property
+    def _file_of(self) -> Mapping[str, SafetensorsFile]:
+        return {name: file for file in self.files.values() for name in file.entries}
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a checkpoint and check its headers; no tensor is read yet.
+
+    Args:
+        source: A safetensors file; an index of shards; a folder with `model.safetensors`, its index, or a single
+            other checkpoint; a PyTorch file (`.pt`, `.pth`, `.bin`), loaded without running code and copied to a
+            temporary safetensors file; a pipe; or "-" for standard input.
+
+    Returns:
+        The checkpoint. Its files stay open as long as it lives.
+
+    Raises:
+        SapError: The source cannot be read, is damaged, holds no tensors or quantised weights.
+    """
+    try:
+        checkpoint = _standard_input() if str(source) == STANDARD_INPUT else _open_path(Path(source))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"Cannot read {source}: {reason}", "Check the path and its permissions.") from error
+    if not checkpoint.entries:
+        raise CheckpointError(f"{checkpoint.source} holds no tensors", "Name a checkpoint with a model's weights.")
+    _refuse_mostly_quantised(checkpoint)
+    return checkpoint
+
+
+def _standard_input() -> Checkpoint:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise CheckpointError("Standard input is a terminal, expected a checkpoint", "Pipe one in, or name a file.")
+    return _open_file(spool(sys.stdin.buffer, "standard input"), None, "standard input")
+
+
+def _open_path(path: Path) -> Checkpoint:
+    source = str(path)
+    if path.is_dir():
+        path = _checkpoint_in(path)
+    mode = path.stat().st_mode
+    if stat.S_ISFIFO(mode):
+        return _open_file(spool_pipe(path), None, source)
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{source} is a device or a socket, expected a checkpoint", "Name a file.")
+    if path.name.endswith(".json"):
+        return _open_shards(path, source)
+    return _open_file(path.open("rb"), path, source)
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    for name in _FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    for pattern in _FOLDER_PATTERNS:
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(shown(path.name) for path in found[:8])
+            raise CheckpointError(f"{folder} holds {len(found)} checkpoints: {names}", "Name one of the files.")
+    raise CheckpointError(f"{folder} is a folder without a .safetensors file", "Name a checkpoint file.")
+
+
+def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
+    """Open what is no index: by its content, since names are often wrong."""
+    name, suffix = (path.name, path.suffix) if path else ("", "")
+    head = handle.read(32)
+    handle.seek(0)
+    if not is_pickled(head):
+        if head.startswith(_GIT_LFS):
+            handle.close()
+            raise CheckpointError(f"{source} is a Git LFS pointer, not the file itself", "Run `git lfs pull` first.")
+        file = SafetensorsFile(handle, source)
+        return Checkpoint(source, path, Form.SINGLE, file.entries, file.metadata, {name: file})
+    with handle:
+        if suffix == ".safetensors":
+            raise CheckpointError(
+                f"{source} is a pickle or a zip archive, as PyTorch writes them, not a safetensors file",
+                "If it is PyTorch's, rename it to .pt: it is then loaded without running its code.",
+            )
+        tensors = read_pickled(handle, path, source)
+    file = _converted(tensors, source)
+    return Checkpoint(source, path, Form.PICKLE, file.entries, file.metadata, {name: file})
+
+
+def _converted(tensors: Mapping[str, Tensor], source: str) -> SafetensorsFile:
+    """The tensors in a temporary safetensors file, so that neither they nor a mapping of their file stay in memory."""
+    with temporary_copy(source) as copy:
+        save_tensors(copy, tensors, {"format": "pt"})
+    return SafetensorsFile(copy, source)
+
+
+def _open_shards(path: Path, source: str) -> Checkpoint:
+    index = _read_json(path)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map and so is no index of shards", "Name the checkpoint's index.")
+    # An index names files beside it; anything else would let it read where the user did not point.
+    bad = next((s for s in weight_map.values() if not (isinstance(s, str) and _is_shard_name(s))), None)
+    if bad is not None:
+        raise CheckpointError(
+            f"{path} names the shard {shown(bad)}, expected the name of a .safetensors file beside it",
+            "Save the checkpoint again where it was made.",
+        )
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not path.with_name(shard).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{path} names {len(shards)} shards, of which {len(missing)} are missing: {shown(missing)}",
+            "Copy or download the missing files into the same folder.",
+        )
+    files = {shard: _open_shard(path.with_name(shard)) for shard in shards}
+    listed = {(name, shard) for name, shard in weight_map.items()}
+    found = {(name, shard) for shard, file in files.items() for name in file.entries}
+    for name, shard in sorted(listed ^ found):
+        fault = "is not in the shard" if (name, shard) in listed else "is not in the index, but in the shard"
+        raise CheckpointError(
+            f"{path} does not fit its shards: tensor {shown(name)} {fault} {shown(shard)}",
+            "Copy or download index and shards again, from the same place.",
+        )
+    about = index.get("metadata")
+    metadata = {name: text for name, text in about.items() if isinstance(text, str)} if isinstance(about, dict) else {}
+    for file in files.values():
+        metadata |= file.metadata
+    entries = {name: entry for file in files.values() for name, entry in file.entries.items()}
+    return Checkpoint(source, path, Form.SHARDED, entries, metadata, files, index)
+
+
+def _is_shard_name(name: str) -> bool:
+    return name.endswith(".safetensors") and not set(name) & set("/\\\0")
+
+
+def _open_shard(path: Path) -> SafetensorsFile:
+    handle = path.open("rb")
+    if is_pickled(handle.read(32)):
+        handle.close()
+        raise CheckpointError(
+            f"{path} is a pickle or a zip archive, not a safetensors file", "Name shards of safetensors."
+        )
+    return SafetensorsFile(handle, str(path))
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as handle:
+            text = handle.read(MAX_HEADER + 1)
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}", "Check its permissions and its disk.") from error
+    if len(text) > MAX_HEADER:
+        raise CheckpointError(f"{path} is larger than {MAX_HEADER} bytes", "Name the checkpoint's own files.")
+    return parse_json_object(text, str(path))
+
+
+def _refuse_mostly_quantised(checkpoint: Checkpoint) -> None:
+    """Refuse packed integers as weights, before their odd names make the file look like a wrong architecture."""
+    floating = packed = 0
+    example = None
+    for name, entry in checkpoint.entries.items():
+        if len(entry.shape) < 2 or name.partition(".")[0] in TRAINING_STATE:
+            continue
+        if entry.dtype in _FLOATING or entry.dtype.is_complex:
+            floating += math.prod(entry.shape)
+        elif entry.dtype not in {torch.bool, torch.int64}:
+            packed += math.prod(entry.shape)
+            example = example or name
+    if example and packed > floating:
+        refuse_quantised(checkpoint, [example])
+
+
+def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Refuse weights that are not stored as plain floating point numbers.
+
+    Args:
+        checkpoint: The checkpoint.
+        names: The entries that fill floating point parameters of the network.
+
+    Raises:
+        CheckpointError: One of them is stored as integers or in 8 bits.
+    """
+    for name in names:
+        entry = checkpoint.entries[name]
+        if entry.dtype not in _FLOATING:
+            raise CheckpointError(
+                f"{checkpoint.source} is quantised: weight {shown(name)} is stored as {DTYPE_NAMES[entry.dtype]}, "
+                "whose steps are too coarse for a projection",
+                "Repair the checkpoint from before the quantisation (F64, F32, F16 or BF16), then quantise the result.",
+            )
+
+
+def candidate_prefixes(names: Collection[str]) -> list[str]:
+    """What may stand before a network's own names in a checkpoint.
+
+    Args:
+        names: The names of the checkpoint's entries.
+
+    Returns:
+        The prefixes, "" first, then the shorter before the longer; each ends with a dot. Those are the wrappers that
+        are known (`module.`, `_orig_mod.`, `model.`, ...), in any nesting, and a component that all names share.
+    """
+    inside = {"": [name for name in names if name.partition(".")[0] not in TRAINING_STATE]}
+    for depth in range(_NESTING):
+        for prefix in [prefix for prefix in inside if prefix.count(".") == depth]:
+            rests = [name[len(prefix) :] for name in inside[prefix]]
+            heads = {rest.partition(".")[0] for rest in rests if "." in rest}
+            shared = heads if len(heads) == 1 and all("." in rest for rest in rests) else set()
+            for head in (*_WRAPPERS, *(shared - set(_WRAPPERS))):
+                if head in heads:
+                    longer = f"{prefix}{head}."
+                    inside[longer] = [name for name in inside[prefix] if name.startswith(longer)]
+    return list(inside)

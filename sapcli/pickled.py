@@ -1,0 +1,125 @@
+"""PyTorch's own files (`.pt`, `.pth`, `.bin`): their tensors, without ever running code from the file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sapcli.errors import CheckpointError
+from sapcli.safetensors_file import DTYPE_NAMES, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Under which keys training scripts keep the weights beside what else they save, the more telling ones first.
+WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+
+_ZIP = b"PK\x03\x04"
+_PICKLE_PROTOCOLS = tuple(bytes([0x80, version]) for version in range(2, 6))
+_SAVE_HINT = "Where you trust the file, load it and save its state dict alone, best with safetensors' save_file."
+
+
+def is_pickled(head: bytes) -> bool:
+    """Whether a file that begins with these 9 bytes or more is a pickle or a zip archive, as PyTorch writes them."""
+    # A safetensors file can begin alike, by the length of its header, but goes on with the header's brace.
+    return len(head) > 8 and head[8:9] != b"{" and head.startswith((_ZIP, *_PICKLE_PROTOCOLS))
+
+
+def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> dict[str, Tensor]:
+    """Read the tensors of a file that PyTorch has saved.
+
+    The weights of a training checkpoint (`{"state_dict": ..., "optimizer": ...}`) get the names that they have in
+    their own dictionary; the other tensors follow under the dotted path of their keys. What is no tensor is left out.
+
+    Args:
+        handle: The file, open.
+        path: Its path, by which it can be mapped instead of being read into memory as a whole; None without one.
+        source: What messages call it.
+
+    Returns:
+        The tensors by name; of a mapped file they keep the mapping alive.
+
+    Raises:
+        CheckpointError: The file is damaged, needs code to be read, or holds tensors that no safetensors file can hold.
+    """
+    content = _load(handle, path, source)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{source} holds a {type(content).__name__}, expected a state dict", _SAVE_HINT)
+    weights, rest = _unwrapped(content)
+    size = os.fstat(handle.fileno()).st_size
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in (*_tensors_in(weights), *_tensors_in(rest)):
+        if name in tensors:
+            raise CheckpointError(f"{source} holds two tensors that are called {shown(name)}", _SAVE_HINT)
+        _check_storable(name, tensor, size, source)
+        tensors[name] = tensor.detach().resolve_conj().resolve_neg()
+    return tensors
+
+
+def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
+    try:
+        is_zip = handle.read(4) == _ZIP
+        handle.seek(0)
+        # timm and many others save their command line with the weights; a Namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            if path is not None and is_zip:
+                return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(handle, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch raises nearly every kind on damaged files. The advice to run the pickle's code stays out of the message.
+        text = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
+        reason = text.splitlines()[0].split(". ")[0].rstrip(".")
+        raise CheckpointError(f"Cannot read {source} as weights without running code: {reason}", _SAVE_HINT) from error
+
+
+def _unwrapped(content: Mapping[object, object]) -> tuple[Mapping[object, object], dict[object, object]]:
+    """The innermost dictionary of weights, and what lies beside it."""
+    rest: dict[object, object] = {}
+    # A dictionary can hold itself, so the depth is bounded.
+    for _ in range(4):
+        for key in WRAPPER_KEYS:
+            inner = content.get(key)
+            if isinstance(inner, Mapping) and next(_tensors_in(inner), None) is not None:
+                rest |= {other: value for other, value in content.items() if other != key}
+                content = inner
+                break
+        else:
+            break
+    return content, rest
+
+
+def _tensors_in(content: Mapping[object, object]) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested containers, each with the dotted path of its keys, every container once."""
+    seen: set[int] = set()
+    stack: list[tuple[str, object]] = [("", content)]
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            stack += reversed([(f"{name}.{key}" if name else str(key), inner) for key, inner in items])
+
+
+def _check_storable(name: str, tensor: Tensor, file_size: int, source: str) -> None:
+    """Refuse what a safetensors file cannot hold, and views that claim more data than the file has."""
+    if tensor.is_quantized:
+        fault = f"is quantised ({tensor.dtype})"
+    elif tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        fault = f"is not a plain dense tensor ({tensor.layout}, on {tensor.device})"
+    elif tensor.dtype not in DTYPE_NAMES:
+        fault = f"has the dtype {tensor.dtype}, which safetensors files cannot hold"
+    elif tensor.numel() * tensor.dtype.itemsize > file_size:
+        fault = f"claims {tensor.numel()} elements, more than a file of {file_size} bytes can hold"
+    elif any(0xD800 <= ord(character) < 0xE000 for character in name):
+        fault = "has a name that is not valid Unicode"
+    else:
+        return
+    raise CheckpointError(f"{source}: tensor {shown(name)} {fault}", _SAVE_HINT)

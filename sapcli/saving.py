@@ -1,0 +1,209 @@
+"""Writing: a checkpoint in the form in which it came, with some tensors replaced, and safetensors files of our own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
+
+import torch
+
+from sapcli.checkpoint import INDEX_SUFFIX, Form
+from sapcli.errors import CheckpointError, NumericsError, UsageError
+from sapcli.files import atomic_write, atomic_writes, write_error
+from sapcli.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, shown, tensor_bytes, write_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from sapcli.checkpoint import Checkpoint
+    from sapcli.safetensors_file import Buffer
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    destination: Path | BinaryIO,
+    replacements: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a checkpoint with some of its tensors replaced: the names, order, shapes, dtypes and data layout stay.
+
+    The tensors are written one by one; those that are not replaced keep every bit. Nothing appears under the final
+    names before all is written, the index of shards last.
+
+    Args:
+        checkpoint: What is to be written.
+        destination: A path, as explained at `output_files`, or an open file, which gets the single-file form.
+        replacements: New tensors for some entries, of the same shapes; they are cast to the entries' dtypes.
+        metadata: The texts for the header (of every shard, and for the index), in place of the checkpoint's own.
+
+    Raises:
+        CheckpointError: It cannot be written, would overwrite what it is read from, or its file was changed.
+        NumericsError: A replacement is not finite in its entry's dtype.
+        ValueError: A replacement has no entry, or another shape.
+    """
+    for name, tensor in replacements.items():
+        if name not in checkpoint.entries or checkpoint.entries[name].shape != tensor.shape:
+            raise ValueError(f"no entry {name} of shape {tuple(tensor.shape)} to replace")
+
+    def data(name: str) -> Iterable[Buffer]:
+        if name in replacements:
+            return [tensor_bytes(_cast(checkpoint, name, replacements[name]))]
+        return checkpoint.chunks(name)
+
+    if not isinstance(destination, Path):
+        try:
+            _write_single(destination, checkpoint, metadata, data)
+            destination.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise write_error("to the output stream", error, CheckpointError) from error
+        return
+
+    outputs = output_files(checkpoint, destination)
+    _refuse_own_files(checkpoint, outputs)
+    with atomic_writes(outputs, CheckpointError) as handles:
+        if len(outputs) == 1:
+            _write_single(handles[0], checkpoint, metadata, data)
+            return
+        for file, handle in zip(checkpoint.files.values(), handles, strict=False):
+            write_tensors(handle, file.entries.values(), file.spans, metadata, data)
+        handles[-1].write(_index(checkpoint, outputs, metadata))
+
+
+def write_safetensors(
+    destination: Path | BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as one safetensors file.
+
+    Args:
+        destination: The file to make or to replace, or an open one.
+        tensors: The tensors by name, in the order that the header shall have.
+        metadata: The header's free texts.
+
+    Raises:
+        SapError: The file cannot be written.
+    """
+    if isinstance(destination, Path):
+        with atomic_write(destination) as handle:
+            save_tensors(handle, tensors, metadata or {})
+        return
+    try:
+        save_tensors(destination, tensors, metadata or {})
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise write_error("to the output stream", error) from error
+
+
+def default_output(checkpoint: Checkpoint) -> Path:
+    """Where a repaired checkpoint goes without a word from the user: beside the input, with `.sap` in its name.
+
+    Raises:
+        UsageError: The checkpoint came through a pipe and so lies nowhere.
+    """
+    if checkpoint.path is None:
+        raise UsageError(f"{checkpoint.source} has no place for an output beside it", "Name the output with -o FILE.")
+    name = checkpoint.path.name
+    if checkpoint.form is Form.SHARDED:
+        return checkpoint.path.with_name(f"{_index_stem(name)}.sap{INDEX_SUFFIX}")
+    return checkpoint.path.with_name(f"{Path(name).stem}.sap.safetensors")
+
+
+def output_files(checkpoint: Checkpoint, destination: Path) -> tuple[Path, ...]:
+    """The files that `write_checkpoint` makes.
+
+    A destination that is a folder takes the checkpoint's own file name. Shards become shards again when the
+    destination is a folder or an index (`*.json`); they keep their names, or where the index gets another name, change
+    theirs alike (`model-1-of-2` beside `model`, `fixed-1-of-2` beside `fixed`). A destination called `*.safetensors`
+    gets one file, in whatever form the checkpoint came.
+
+    Args:
+        checkpoint: What is to be written.
+        destination: The path that the user gave, or `default_output`.
+
+    Returns:
+        The files; the last one is that by which the checkpoint is opened.
+
+    Raises:
+        CheckpointError: It does not follow from the destination how shards are to be written.
+    """
+    name = checkpoint.path.name if checkpoint.path else "model.safetensors"
+    if checkpoint.form is not Form.SHARDED:
+        return (destination / f"{Path(name).stem}.safetensors" if destination.is_dir() else destination,)
+    if destination.is_dir():
+        destination = destination / name
+    if destination.name.endswith(".json"):
+        shards = _shard_names(checkpoint, name, destination.name)
+        return (*(destination.with_name(shard) for shard in shards), destination)
+    if destination.name.endswith(".safetensors"):
+        return (destination,)
+    raise CheckpointError(
+        f"{checkpoint.source} consists of shards, and {destination} is no existing folder, index or .safetensors file",
+        f"Create the folder first, or name an output that ends in {INDEX_SUFFIX} or in .safetensors.",
+    )
+
+
+def _write_single(
+    handle: IO[bytes], checkpoint: Checkpoint, metadata: Mapping[str, str], data: Callable[[str], Iterable[Buffer]]
+) -> None:
+    entries = checkpoint.entries.values()
+    spans = [file.spans for file in checkpoint.files.values()]
+    places = spans[0] if len(spans) == 1 else lay_out(entries)
+    write_tensors(handle, entries, places, metadata, data)
+
+
+def _cast(checkpoint: Checkpoint, name: str, tensor: Tensor) -> Tensor:
+    """The replacement as the file stores it: in half precision, large values turn into infinities."""
+    stored = tensor.detach().to(device="cpu", dtype=checkpoint.entries[name].dtype)
+    if not torch.isfinite(stored).all():
+        raise NumericsError(
+            f"The new {shown(name)} has NaN or infinite values as {DTYPE_NAMES[stored.dtype]}",
+            "Keep this layer as it is (--skip-layers), or repair the checkpoint in a wider dtype.",
+        )
+    return stored
+
+
+def _index_stem(name: str) -> str:
+    return name.removesuffix(".json").removesuffix(".index").removesuffix(".safetensors")
+
+
+def _shard_names(checkpoint: Checkpoint, old_index: str, new_index: str) -> list[str]:
+    """The shards' new names, in the order of `checkpoint.files`."""
+    old, new = _index_stem(old_index), _index_stem(new_index)
+    if all(shard.startswith(old) for shard in checkpoint.files):
+        return [new + shard.removeprefix(old) for shard in checkpoint.files]
+    return list(checkpoint.files)
+
+
+def _index(checkpoint: Checkpoint, outputs: Sequence[Path], metadata: Mapping[str, str]) -> bytes:
+    """The index of the written shards: the checkpoint's own, with the new names, size and texts."""
+    new_names = {shard: path.name for shard, path in zip(checkpoint.files, outputs, strict=False)}
+    weight_map = cast("Mapping[str, str]", checkpoint.index["weight_map"])
+    about = checkpoint.index.get("metadata")
+    kept = (
+        {name: value for name, value in about.items() if not isinstance(value, str)} if isinstance(about, dict) else {}
+    )
+    size = sum(entry.nbytes for entry in checkpoint.entries.values())
+    index = {
+        **checkpoint.index,
+        "metadata": {**kept, "total_size": size, **dict(sorted(metadata.items()))},
+        "weight_map": {name: new_names[shard] for name, shard in weight_map.items()},
+    }
+    return (json.dumps(index, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _refuse_own_files(checkpoint: Checkpoint, outputs: Sequence[Path]) -> None:
+    if checkpoint.path is None:
+        return
+    shards = [checkpoint.path.with_name(name) for name in checkpoint.files]
+    for own in [checkpoint.path, *shards]:
+        for output in outputs:
+            if own.exists() and output.exists() and own.samefile(output):
+                raise CheckpointError(
+                    f"{output} is the checkpoint that is being read, or a part of it",
+                    "Name another output with -o; the input stays as it is.",
+                )
