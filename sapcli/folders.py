@@ -1,0 +1,273 @@
+"""What lies in a data folder: its image files, its splits, and the archives that a folder can come in."""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from lzma import LZMAError
+from pathlib import Path
+
+from PIL import Image
+
+from sapcli.errors import DatasetError
+
+# The readers of these formats call other programs (EPS: Ghostscript), exist on one platform only, or only name the
+# file's kind.
+_UNREAD_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+_SYSTEM_NAMES = frozenset(
+    {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
+)
+_ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
+
+_Identity = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image file of a data folder.
+
+    Attributes:
+        path: POSIX path relative to the data folder.
+        size: Size in bytes, -1 for a link that leads nowhere.
+        modified_ns: Time of the last change in nanoseconds, -1 for a link that leads nowhere.
+    """
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+@functools.cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read, in the order in which Pillow tries them."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _UNREAD_FORMATS)
+
+
+@functools.cache
+def image_suffixes() -> tuple[str, ...]:
+    """The file name endings, in lower case and with their dot, that make a file an image."""
+    formats = set(image_formats())
+    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A folder of class folders, or of images, inside a data folder.
+
+    Attributes:
+        root: The data folder.
+        name: The split's folder below it; empty for the data folder itself.
+        class_folders: The names of the folders in it, in torchvision's order.
+        files: Its images, nested folders included, sorted by path.
+    """
+
+    root: Path
+    name: str
+    class_folders: tuple[str, ...]
+    files: tuple[ImageFile, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.root / self.name
+
+    def class_folder(self, path: str) -> str | None:
+        """The class folder of an image, by its path relative to the data folder; None where it lies in none."""
+        below = path.removeprefix(f"{self.name}/") if self.name else path
+        folder, slash, _rest = below.partition("/")
+        return folder if slash else None
+
+
+def open_split(root: Path, name: str) -> Split:
+    """List a split of a data folder, or all of it where `name` is empty.
+
+    Hidden and system files are left out. Links are followed; a folder that was seen already inside the same class
+    folder, or that holds the class folder, is not entered again, so loops of links end.
+
+    Raises:
+        DatasetError: If a folder cannot be listed.
+    """
+    start = root / name
+    entries = _entries(start)
+    holders = {_identity(root), _identity(start)}
+    prefix = f"{name}/" if name else ""
+    class_folders = []
+    files: list[ImageFile] = []
+    for entry in entries:
+        if _is_folder(entry):
+            class_folders.append(entry.name)
+            files.extend(_images_below(entry.path, prefix + entry.name, set(holders)))
+        elif _is_image(entry):
+            files.append(_image_file(entry, prefix + entry.name))
+    return Split(root, name, tuple(class_folders), tuple(sorted(files, key=lambda file: file.path)))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image file in the folder or below it.
+
+    Raises:
+        DatasetError: If a folder cannot be listed.
+    """
+    return next(_images_below(folder, "", set()), None) is not None
+
+
+def subfolders(folder: Path) -> tuple[str, ...]:
+    """The names of the visible folders directly inside `folder`, sorted as torchvision does.
+
+    Raises:
+        DatasetError: If the folder cannot be listed.
+    """
+    return tuple(entry.name for entry in _entries(folder) if _is_folder(entry))
+
+
+def split_folders(root: Path, *, without_classes: bool = False) -> dict[str, str]:
+    """The splits of a data folder: from the name in lower case ("train", "validation") to the folder's name on disk.
+
+    A split holds class folders, so a class that happens to be called "train" is none.
+
+    Args:
+        root: The data folder.
+        without_classes: Whether splits may hold their images directly, as they do where a file has the labels.
+
+    Raises:
+        DatasetError: If a folder cannot be listed.
+    """
+    names = subfolders(root)
+    named = {name.lower(): name for name in reversed(names) if name.lower() in _SPLIT_NAMES}
+    if without_classes and all(name.lower() in _SPLIT_NAMES for name in names):
+        return named
+    return {split: name for split, name in named.items() if subfolders(root / name)}
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the name is that of a tar archive, compressed or not."""
+    return path.name.lower().endswith(_ARCHIVE_SUFFIXES)
+
+
+def unpacked_archive(path: Path) -> Path:
+    """Unpack a tar archive of a data folder; an unchanged archive is unpacked once in a process.
+
+    Returns:
+        A folder among the temporary files that is removed when the process ends; where the archive holds a single
+        folder, that folder.
+
+    Raises:
+        DatasetError: If it is no tar archive, is damaged, holds links or a path that leads outside, or does not fit.
+    """
+    try:
+        status = path.stat()
+        folder = _unpacked(path.resolve(), status.st_size, status.st_mtime_ns)
+    except tarfile.FilterError as error:
+        raise DatasetError(
+            f"{path}: refused to unpack the archive: {error}", "Unpack it yourself and give the folder instead."
+        ) from error
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, LZMAError) as error:
+        raise DatasetError(
+            f"{path}: cannot unpack the archive: {error}",
+            "Check that it is a complete tar archive and fits the disk.",
+        ) from error
+    names = subfolders(folder)
+    files_beside = any(not _is_folder(entry) for entry in _entries(folder))
+    return folder / names[0] if len(names) == 1 and not files_beside else folder
+
+
+class _LinkError(tarfile.FilterError):
+    """A link inside an archive, which could lead outside the folder."""
+
+
+# The folders of unpacked archives: a TemporaryDirectory removes its folder when nothing refers to it, or at exit.
+_UNPACKED: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def _unpacked(path: Path, _size: int, _modified_ns: int) -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="sap-data-", ignore_cleanup_errors=True)
+    with tarfile.open(path) as archive:
+        archive.extractall(folder.name, filter=_member_without_links)
+    _UNPACKED.append(folder)
+    return Path(folder.name)
+
+
+def _member_without_links(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    if member.issym() or member.islnk():
+        raise _LinkError(f"{member.name!r} is a link")
+    return tarfile.data_filter(member, folder)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """The visible entries of a folder, sorted by name."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not _is_hidden(entry.name)]
+    except OSError as error:
+        raise _unlisted(folder, error) from error
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _identity(folder: str | Path) -> _Identity:
+    try:
+        status = Path(folder).stat()
+    except OSError as error:
+        raise _unlisted(folder, error) from error
+    return status.st_dev, status.st_ino
+
+
+def _unlisted(folder: str | Path, error: OSError) -> DatasetError:
+    return DatasetError(
+        f"{os.fspath(folder)!r}: cannot list the folder: {error.strerror}",
+        "Check that the folder exists and that you may read it.",
+    )
+
+
+def _images_below(folder: str | Path, path: str, seen: set[_Identity]) -> Iterator[ImageFile]:
+    # A stack rather than recursion: folders can be nested deeper than Python's frames.
+    pending = [(folder, path)]
+    while pending:
+        folder, path = pending.pop()
+        identity = _identity(folder)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        for entry in reversed(_entries(folder)):
+            below = f"{path}/{entry.name}"
+            if _is_folder(entry):
+                pending.append((entry.path, below))
+            elif _is_image(entry):
+                yield _image_file(entry, below)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether an image by its name, and no named pipe or device, which would block or never end."""
+    if not entry.name.lower().endswith(image_suffixes()):
+        return False
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # a link that leads nowhere is a sample that is named when it is read
+        return True
+
+
+def _image_file(entry: os.DirEntry[str], path: str) -> ImageFile:
+    try:
+        status = entry.stat()
+    except OSError:
+        return ImageFile(path, -1, -1)
+    return ImageFile(path, status.st_size, status.st_mtime_ns)
