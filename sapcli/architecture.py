@@ -1,0 +1,196 @@
+"""From a checkpoint to its network: what the architecture is, with which arguments, classes and preprocessing.
+
+The architecture is named by the user, by `config.json` beside the checkpoint (timm's schema), by the file's metadata,
+or by the tensors' own names and shapes. Whatever named it, the tensors decide: they must fit strictly.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sapcli.description import Description, describe, metadata_of
+from sapcli.errors import ArchitectureError, UsageError
+from sapcli.factories import Factory, find_factory, in_one_line
+from sapcli.fitting import built_input_size, fitting_plan, published_settings
+from sapcli.loading import Outline, fill, match_entries
+from sapcli.preprocessing import Preprocessing, PreprocessingOverrides, Settings, resolve_preprocessing
+
+if TYPE_CHECKING:
+    from sapcli.checkpoint import Checkpoint
+
+__all__ = [
+    "Architecture",
+    "LoadedModel",
+    "Preprocessing",
+    "PreprocessingOverrides",
+    "load_model",
+    "parse_arguments",
+    "resolve_architecture",
+]
+
+
+_NO_OVERRIDES = PreprocessingOverrides()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a checkpoint's network is.
+
+    Attributes:
+        name: `timm:resnet18`, `torchvision:resnet18`, `package.module:factory` or `path/to/file.py:factory`.
+        arguments: What the factory is called with, beside the number of classes.
+        num_classes: The number of the network's outputs, from the tensors.
+        label_names: The classes' names in the order of the outputs, where the checkpoint has them.
+        preprocessing: How its input images are prepared.
+        source: What named the architecture: `--arch`, `config.json`, `the metadata`, `the tensors' names and shapes`.
+    """
+
+    name: str
+    arguments: Mapping[str, object]
+    num_classes: int
+    label_names: tuple[str, ...] | None
+    preprocessing: Preprocessing
+    source: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
+        settings = {key: value for key, value in vars(self.preprocessing).items() if key != "source"}
+        return metadata_of(Description(self.name, self.source, self.arguments, settings, self.label_names))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network filled with a checkpoint's weights.
+
+    Attributes:
+        module: The network in eval mode, in float32, its parameters contiguous.
+        entry_names: From a name in the network's state dict to the checkpoint's entry; tied names may share one.
+        extra_entries: The checkpoint's entries that are not the network's.
+    """
+
+    module: nn.Module
+    entry_names: Mapping[str, str]
+    extra_entries: tuple[str, ...]
+
+
+def resolve_architecture(
+    checkpoint: Checkpoint,
+    spec: str | None = None,
+    arguments: Mapping[str, object] | None = None,
+    overrides: PreprocessingOverrides = _NO_OVERRIDES,
+) -> Architecture:
+    """Find out what a checkpoint's network is.
+
+    Args:
+        checkpoint: The checkpoint, of which only names and shapes are read.
+        spec: The user's `--arch`; None to take what the checkpoint says, or what its tensors are.
+        arguments: The user's `--arch-arg`, before the checkpoint's own.
+        overrides: The user's preprocessing options, before all others.
+
+    Raises:
+        ArchitectureError: If nothing names the architecture, it cannot be built, the tensors do not fit it, or its
+            preprocessing is unknown.
+    """
+    description = describe(checkpoint, spec)
+    if description.name is None:
+        raise _unnamed(checkpoint)
+    factory = find_factory(description.name)
+    own = Settings(description.source, description.settings)
+    requested = overrides.input_size or description.settings.get("input_size")
+    plan = fitting_plan(checkpoint, factory, {**description.arguments, **(arguments or {})}, requested)
+
+    published = published_settings(factory, plan.network)
+    built_for = built_input_size(plan.arguments, [own, *published])
+    preprocessing = resolve_preprocessing(factory.name, [built_for, own, *published], overrides)
+    num_classes = plan.num_classes or _outputs(factory, plan.arguments, preprocessing.input_size)
+    return Architecture(
+        name=factory.name,
+        arguments=plan.arguments,
+        num_classes=num_classes,
+        label_names=description.label_names,
+        preprocessing=preprocessing,
+        source="--arch" if spec is not None else description.source,
+    )
+
+
+def load_model(checkpoint: Checkpoint, architecture: Architecture, device: torch.device) -> LoadedModel:
+    """Build a checkpoint's network and fill it with the checkpoint's weights, strictly.
+
+    Args:
+        checkpoint: The checkpoint, read one tensor at a time.
+        architecture: What `resolve_architecture` found for it.
+        device: Where the network goes.
+
+    Raises:
+        ArchitectureError: If the factory fails, or names or shapes do not fit.
+        CheckpointError: If a tensor cannot be read.
+        NumericsError: If a weight is not finite.
+    """
+    factory = find_factory(architecture.name)
+    # One dtype throughout: half-precision files compute in float32, and are cast back where they are written.
+    network = factory.build(_with_classes(factory, architecture.arguments, architecture.num_classes)).float()
+    match = match_entries(checkpoint, Outline.of(network))
+    match.require_fit(checkpoint.source, architecture.name)
+    fill(network, checkpoint, match)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()
+    return LoadedModel(network.to(device), match.entry_names, match.extra_entries)
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
+    """The factory's arguments from `key=value` texts; a value that is no Python literal is a string.
+
+    `true`, `false` and `null` are understood as in JSON.
+
+    Raises:
+        UsageError: If a text has no `=`, or no name before it, or a name comes twice.
+    """
+    words: dict[str, object] = {"true": True, "false": False, "null": None}
+    arguments: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier() or key in arguments:
+            problem = "comes twice" if key in arguments else "is not of the form key=value"
+            raise UsageError(f"--arch-arg {pair!r} {problem}", "Write it like --arch-arg img_size=256, each name once.")
+        try:
+            arguments[key] = words[text] if text in words else ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            arguments[key] = text
+    return arguments
+
+
+def _unnamed(checkpoint: Checkpoint) -> ArchitectureError:
+    return ArchitectureError(
+        f"nothing tells the architecture of {checkpoint.source}: no --arch, no config.json beside it, no metadata",
+        "Give --arch with a name of timm, torchvision:NAME, or path/to/file.py:factory.",
+    )
+
+
+def _with_classes(factory: Factory, arguments: Mapping[str, object], num_classes: int) -> dict[str, object]:
+    return {**arguments, "num_classes": num_classes} if factory.accepts("num_classes") else dict(arguments)
+
+
+def _outputs(factory: Factory, arguments: Mapping[str, object], input_size: tuple[int, int, int]) -> int:
+    """The number of outputs of a network whose factory takes no number of classes, by running it once on zeros."""
+    network = factory.build(arguments).float()
+    try:
+        with torch.inference_mode():
+            outputs = network(torch.zeros(1, *input_size))
+    except Exception as error:
+        size = "x".join(map(str, input_size))
+        raise ArchitectureError(
+            f"{factory.name} cannot run on one image of {size}: {in_one_line(error)}",
+            "Correct the factory, or give --input-size as in the training.",
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+        raise ArchitectureError(
+            f"{factory.name} does not return one row of class scores per image",
+            "Name a factory whose network returns a tensor of images by classes.",
+        )
+    return int(outputs.shape[1])

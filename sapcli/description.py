@@ -1,0 +1,138 @@
+"""What a checkpoint says about itself: `config.json` beside it and the file's metadata, both in timm's schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from sapcli.errors import ArchitectureError
+from sapcli.factories import runs_own_code
+
+if TYPE_CHECKING:
+    from sapcli.checkpoint import Checkpoint
+
+_METADATA_PREFIX = "sap."
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What names an architecture and goes with it, before anything was built.
+
+    Attributes:
+        name: The architecture, as written; None where nothing names it.
+        source: Who says so: `--arch`, `config.json`, `the metadata`.
+        arguments: The factory's arguments.
+        settings: The preprocessing, in the terms of timm's `pretrained_cfg`.
+        label_names: The classes' names in the order of the outputs.
+    """
+
+    name: str | None
+    source: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    label_names: tuple[str, ...] | None = None
+
+
+def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
+    """What names the architecture: the user, else config.json, else the metadata; the rest from the same place.
+
+    The label names and the preprocessing belong to the weights, whoever names the architecture; the arguments and the
+    preprocessing only count where they were written for the architecture that is used.
+    """
+    written = [
+        _description(checkpoint.config or {}, "config.json"),
+        _description(_metadata_config(checkpoint.metadata), "the metadata"),
+    ]
+    label_names = next((item.label_names for item in written if item.label_names), None)
+    named = next((item for item in written if item.name is not None), written[0])
+    if spec is None:
+        if named.name is not None and runs_own_code(named.name):
+            raise ArchitectureError(
+                f"{named.source} of {checkpoint.source} names the code {named.name!r}, which only runs if you say so",
+                f"Look at it, then give --arch {named.name!r}.",
+            )
+        return Description(named.name, named.source, named.arguments, named.settings, label_names)
+    if named.name is None or _identity(named.name) == _identity(spec):
+        return Description(spec, named.source, named.arguments, named.settings, label_names)
+    return Description(spec, "--arch", label_names=label_names)
+
+
+def _identity(spec: str) -> tuple[str, str]:
+    """What two spellings of one architecture have in common: the kind, and the name without a pretrained tag."""
+    library, _, name = spec.rpartition(":")
+    return ("own" if runs_own_code(spec) else library or "timm"), name.partition(".")[0]
+
+
+def _description(config: Mapping[str, object], source: str) -> Description:
+    """Read a configuration in timm's schema."""
+    settings = _typed(config, "pretrained_cfg", dict, source) or {}
+    arguments = _typed(config, "model_args", dict, source) or {}
+    labels = config.get("label_names") or settings.get("label_names")
+    return Description(
+        name=_typed(config, "architecture", str, source),
+        source=source,
+        arguments={key: value for key, value in arguments.items() if key != "num_classes"},  # the tensors tell it
+        settings=settings,
+        label_names=_label_names(labels, source) if labels else None,
+    )
+
+
+def _typed(config: Mapping[str, object], key: str, kind: type[T], source: str) -> T | None:
+    value = config.get(key)
+    if value is None or isinstance(value, kind):
+        return value
+    raise _senseless(key, source, f"is a {type(value).__name__}, expected a {kind.__name__}")
+
+
+def _label_names(labels: object, source: str) -> tuple[str, ...]:
+    if isinstance(labels, dict):  # from a class's number, as text, to its name
+        names = [labels.get(str(number), labels.get(number)) for number in range(len(labels))]
+    else:
+        names = list(labels) if isinstance(labels, list | tuple) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise _senseless("label_names", source, "is no list of names, and no object from 0, 1, ... to names")
+    doubled = next((name for position, name in enumerate(names) if name in names[:position]), None)
+    if doubled is not None:
+        raise _senseless("label_names", source, f"has {doubled!r} twice, expected a name of its own for every class")
+    return tuple(names)
+
+
+def _senseless(key: str, source: str, problem: str) -> ArchitectureError:
+    return ArchitectureError(f"{key} of {source} {problem}", f"Correct {source}, which follows timm's schema.")
+
+
+def _metadata_config(metadata: Mapping[str, str]) -> dict[str, object]:
+    """The configuration in a file's metadata: `config` as JSON, and single keys, those with `sap.` before others."""
+    parsed = _json(metadata.get("config", ""))
+    config = dict(parsed) if isinstance(parsed, dict) else {}
+    for key, kinds in {"model_args": dict, "pretrained_cfg": dict, "label_names": (list, dict)}.items():
+        for full_key in (key, _METADATA_PREFIX + key):
+            value = _json(metadata.get(full_key, ""))
+            if isinstance(value, kinds):
+                config[key] = value
+    name = metadata.get(_METADATA_PREFIX + "architecture") or metadata.get("architecture")
+    return {**config, "architecture": name} if name else config
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # not ours: metadata is anybody's
+        return None
+
+
+def metadata_of(description: Description) -> dict[str, str]:
+    """The metadata keys from which `describe` reads the same description again."""
+    values = {
+        "label_names": description.label_names,
+        "model_args": description.arguments,
+        "pretrained_cfg": description.settings,
+    }
+    texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in values.items() if value}
+    if description.name is not None:
+        texts["architecture"] = description.name
+    return {_METADATA_PREFIX + key: text for key, text in sorted(texts.items())}

@@ -1,0 +1,145 @@
+"""How an image becomes the network's input: every setting from a source that can be named, none guessed silently."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sapcli.errors import ArchitectureError
+
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+_CROP_MODES = ("center", "squash", "border")
+
+# The effect of these on images of about the input's size is small; the other settings have no harmless value.
+_HARMLESS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
+_OPTIONS = {"input_size": "--input-size", "mean": "--mean", "std": "--std"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The way from an image to the network's input.
+
+    Attributes:
+        input_size: Channels, height, width.
+        mean: Per channel, of values in [0, 1]; subtracted.
+        std: Per channel, likewise; divided by.
+        interpolation: PIL's name of the filter, in lower case.
+        crop_pct: The side of the crop over the side that the image is resized to.
+        crop_mode: `center`, `squash` or `border`, as in timm.
+        source: Where the settings come from, for people.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    source: str
+
+    def __str__(self) -> str:
+        """The settings in one line."""
+        channels, height, width = self.input_size
+        mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
+        return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}"
+
+
+@dataclass(frozen=True)
+class PreprocessingOverrides:
+    """The settings that the user gave on the command line; None for those that were not given."""
+
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one source says about the preprocessing, in the terms of timm's `pretrained_cfg`."""
+
+    source: str
+    values: Mapping[str, object]
+
+
+def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: PreprocessingOverrides) -> Preprocessing:
+    """Put the preprocessing together.
+
+    Args:
+        name: The architecture, for messages.
+        sources: What is known, the most important first; each setting is taken from the first that has it.
+        overrides: The user's options, before all of them.
+
+    Raises:
+        ArchitectureError: If the input size, mean or std is known from nowhere, or a value makes no sense.
+    """
+    given = {key: value for key, value in vars(overrides).items() if value is not None}
+    layers = [*(Settings(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()), *sources]
+    chosen: dict[str, Any] = {}
+    used: dict[str, None] = {}
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"):
+        layer = next((layer for layer in layers if layer.values.get(key) is not None), None)
+        if layer is None and key in _HARMLESS:
+            layer = Settings(f"the default {key}", _HARMLESS)
+        if layer is not None:
+            chosen[key] = layer.values[key]
+            used[layer.source] = None
+
+    unknown = [option for key, option in _OPTIONS.items() if key not in chosen]
+    if unknown:
+        raise ArchitectureError(
+            f"{name} does not say how its input images are prepared, and nothing else does",
+            f"Give {', '.join(unknown)} as in the training, or a pretrained_cfg on the network or in config.json.",
+        )
+    where = ", ".join(used)
+    size = _sizes(chosen["input_size"], where)
+    return Preprocessing(
+        input_size=size,
+        mean=_per_channel("mean", chosen["mean"], size[0], where),
+        std=_per_channel("std", chosen["std"], size[0], where),
+        interpolation=_one_of("interpolation", chosen["interpolation"], _INTERPOLATIONS, where),
+        crop_pct=_positive("crop_pct", chosen["crop_pct"], where),
+        crop_mode=_one_of("crop_mode", chosen["crop_mode"], _CROP_MODES, where),
+        source=where,
+    )
+
+
+def _sizes(value: object, where: str) -> tuple[int, int, int]:
+    if isinstance(value, Sequence) and len(value) == 3 and all(type(size) is int and size > 0 for size in value):
+        return (value[0], value[1], value[2])
+    raise _senseless("input_size", value, "channels, height and width as positive integers", where)
+
+
+def _per_channel(key: str, value: object, channels: int, where: str) -> tuple[float, ...]:
+    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise _senseless(key, value, "a number per channel", where)
+    if key == "std" and not all(number > 0 for number in numbers):
+        raise _senseless(key, value, "positive numbers", where)
+    if len(numbers) not in {1, channels}:
+        raise _senseless(key, value, f"{channels} values, one per channel", where)
+    return tuple(float(number) for number in numbers) * (channels if len(numbers) == 1 else 1)
+
+
+def _positive(key: str, value: object, where: str) -> float:
+    if isinstance(value, int | float) and math.isfinite(value) and value > 0:
+        return float(value)
+    raise _senseless(key, value, "a positive number", where)
+
+
+def _one_of(key: str, value: object, allowed: Sequence[str], where: str) -> str:
+    if isinstance(value, str) and value in allowed:
+        return value
+    raise _senseless(key, value, f"one of {', '.join(allowed)}", where)
+
+
+def _senseless(key: str, value: object, expected: str, where: str) -> ArchitectureError:
+    option = key.replace("_", "-")
+    return ArchitectureError(
+        f"the preprocessing's {key} is {value!r} (from {where}), expected {expected}",
+        f"Give --{option}, or correct it there." if key != "crop_mode" else "Correct it there.",
+    )
