@@ -20,6 +20,7 @@ from sapcli.errors import DatasetError
 # The readers of these formats call other programs (EPS: Ghostscript), exist on one platform only, or only name the
 # file's kind.
 _UNREAD_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+_COMMON_FORMATS = ("JPEG", "PNG")
 _SYSTEM_NAMES = frozenset(
     {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 )
@@ -46,9 +47,11 @@ class ImageFile:
 
 @functools.cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, in the order in which Pillow tries them."""
+    """Pillow's names of the formats that are read, in the order in which to try them."""
     Image.init()
-    return tuple(name for name in Image.ID if name not in _UNREAD_FORMATS)
+    known = [name for name in Image.ID if name not in _UNREAD_FORMATS]
+    # The common formats first, and those last that have no signature and so take a whole attempt to open.
+    return tuple(sorted(known, key=lambda name: (name not in _COMMON_FORMATS, Image.OPEN[name][1] is None)))
 
 
 @functools.cache

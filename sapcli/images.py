@@ -1,0 +1,235 @@
+"""The decoded images of a dataset: read once, in worker processes, and kept as far as memory allows."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sapcli.decoding import Decoder, Pixels
+from sapcli.errors import DatasetError
+
+if TYPE_CHECKING:
+    from sapcli.dataset import Dataset
+    from sapcli.preprocessing import Preprocessing
+
+_CHUNK = 32  # images per task of a worker: all workers share the work of one batch
+_WORTH_WORKERS = 0.5  # seconds of decoding for which it pays to start workers, which takes them 0.1 s and more
+_NOT_DECODED = -1
+_UNREADABLE = -2
+
+_Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of a dataset, ready for the model but for the normalisation.
+
+    Attributes:
+        indices: The samples' indices, int64 `[n]`.
+        images: Pixels from 0 to 255, uint8 `[n, C, H, W]`.
+        labels: The samples' classes, int64 `[n]`.
+    """
+
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+class Images:
+    """The images of a dataset under one preprocessing.
+
+    A decoded image is kept in memory while there is room, so a later pass decodes only what is missing. The batches are
+    the same whatever the number of workers.
+
+    Attributes:
+        dataset: Where the images come from.
+        unreadable: The images that could not be read so far: from the sample's index to the reason.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        workers: int,
+        strict: bool = False,
+        keep_bytes: int = 1 << 30,
+    ) -> None:
+        """Prepare to decode; nothing is read yet.
+
+        Args:
+            dataset: The samples.
+            preprocessing: How the model wants its images.
+            batch_size: Images per batch.
+            workers: Processes that decode; with 0, and for the work of a moment, this process does.
+            strict: Whether an image that cannot be read is an error.
+            keep_bytes: The size up to which decoded images stay in memory.
+
+        Raises:
+            UsageError: If the preprocessing cannot be carried out.
+        """
+        self.dataset = dataset
+        self.unreadable: dict[int, str] = {}
+        self._decoder = Decoder(dataset.root, preprocessing)
+        self._batch_size = batch_size
+        self._workers = workers
+        self._strict = strict
+        self._labels = np.asarray(dataset.labels, dtype=np.int64)
+        # Memory that is reserved here is taken only when an image is written to it.
+        capacity = min(len(dataset.paths), keep_bytes // math.prod(self._decoder.shape))
+        self._kept = np.empty((capacity, *self._decoder.shape), dtype=np.uint8)
+        self._kept_count = 0
+        self._slots = np.full(len(dataset.paths), _NOT_DECODED, dtype=np.int64)
+
+    def batches(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Decode the samples, in the given order (all, in the dataset's order, without one), batch by batch.
+
+        An image that cannot be read is left out of its batch and noted in `unreadable`; a batch without any image is
+        left out.
+
+        Raises:
+            DatasetError: If an index is none of the dataset's, no image can be read or, when strict, one cannot; if a
+                worker process cannot be started or dies.
+        """
+        order = self._checked(indices)
+        pending = self._slots[order] == _NOT_DECODED
+        decoded = self._decoded(order[pending])
+        readable = 0
+        for start in range(0, len(order), self._batch_size):
+            stop = start + self._batch_size
+            batch = self._batch(order[start:stop], pending[start:stop], decoded)
+            readable += len(batch.indices)
+            if len(batch.indices):
+                yield batch
+        if len(order) and not readable:
+            index = int(order[0])
+            raise DatasetError(
+                f"{self.dataset.root}: none of {len(order)} images can be read; "
+                f"{self.dataset.paths[index]!r}: {self.unreadable[index]}",
+                "Check that the files are images and complete.",
+            )
+
+    def _checked(self, indices: Sequence[int] | None) -> _Indices:
+        count = len(self.dataset.paths)
+        if indices is None:
+            return np.arange(count, dtype=np.int64)
+        order = np.asarray(indices, dtype=np.int64).reshape(-1)
+        outside = order[(order < 0) | (order >= count)]
+        if len(outside):
+            raise DatasetError(
+                f"{self.dataset.root}: there is no sample {outside[0]}, the indices go from 0 to {count - 1}",
+                "Use a list that was made for this data folder.",
+            )
+        return order
+
+    def _batch(self, indices: _Indices, pending: npt.NDArray[np.bool_], decoded: Iterator[Pixels | str]) -> Batch:
+        slots = self._slots[indices]
+        kept = ~pending & (slots >= 0)
+        if kept.all():
+            images = self._kept[slots]
+        else:
+            images = np.empty((len(indices), *self._decoder.shape), dtype=np.uint8)
+            images[kept] = self._kept[slots[kept]]
+            readable = kept
+            for row in np.flatnonzero(pending):
+                pixels = next(decoded)
+                if isinstance(pixels, str):
+                    self._leave_out(int(indices[row]), pixels)
+                else:
+                    images[row] = pixels
+                    readable[row] = True
+                    self._keep(indices[row], pixels)
+            indices, images = indices[readable], images[readable]
+        return Batch(*(torch.from_numpy(array) for array in (indices.copy(), images, self._labels[indices])))
+
+    def _keep(self, index: np.int64, pixels: Pixels) -> None:
+        if self._slots[index] == _NOT_DECODED and self._kept_count < len(self._kept):
+            self._kept[self._kept_count] = pixels
+            self._slots[index] = self._kept_count
+            self._kept_count += 1
+
+    def _leave_out(self, index: int, reason: str) -> None:
+        self.unreadable[index] = reason
+        if self._strict:
+            raise DatasetError(
+                f"{self.dataset.root / self.dataset.paths[index]}: {reason}",
+                "Repair or remove the file, or run without --strict-images to leave it out.",
+            )
+        self._slots[index] = _UNREADABLE
+
+    def _decoded(self, indices: _Indices) -> Iterator[Pixels | str]:
+        """The pixels of the images one by one, or the reasons why there are none."""
+        paths = [self.dataset.paths[index] for index in indices]
+        chunks = deque(paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
+        seconds_left = 0.0
+        while chunks and (self._workers == 0 or seconds_left <= _WORTH_WORKERS):
+            began = time.perf_counter()
+            decoded = self._decoder[chunks.popleft()]
+            seconds_left = (time.perf_counter() - began) * len(chunks)
+            yield from decoded
+        if chunks:
+            yield from chain.from_iterable(self._in_workers(list(chunks)))
+
+    def _in_workers(self, chunks: list[list[str]]) -> Iterator[list[Pixels | str]]:
+        workers = min(self._workers, len(chunks))
+        loader = DataLoader(
+            self._decoder,
+            batch_size=None,
+            sampler=chunks,
+            num_workers=workers,
+            # Arrays go through a pipe; tensors would need shared memory, of which containers have little.
+            collate_fn=_unchanged,
+            worker_init_fn=_ignore_interrupts,
+            # A generator of its own, so that the loader does not draw from the one that the caller may have seeded.
+            generator=torch.Generator(),
+        )
+        try:
+            with _child_signal_restored():
+                results = iter(loader)
+            yield from results
+        except (RuntimeError, OSError) as error:
+            raise DatasetError(
+                f"{self.dataset.root}: one of {workers} processes that decode images died or could not start: {error}",
+                "The machine may be short of memory: use fewer --workers; 0 decodes without processes.",
+            ) from error
+
+
+@contextmanager
+def _child_signal_restored() -> Iterator[None]:
+    """Keep the handler of SIGCHLD as it was.
+
+    The loader installs one that raises a worker's death wherever the main thread happens to be, in the caller's code
+    too. Without it the loader finds out when it looks for the worker's data.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def _unchanged(result: list[Pixels | str]) -> list[Pixels | str]:
+    return result
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    # Ctrl-C reaches all processes of a terminal; the main one ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
