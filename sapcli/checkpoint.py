@@ -150,7 +150,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """
     try:
         checkpoint = _standard_input() if str(source) == STANDARD_INPUT else _open_path(Path(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # A path with a null character is a ValueError.
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"Cannot read {source}: {reason}", "Check the path and its permissions.") from error
     if not checkpoint.entries:
@@ -184,7 +184,7 @@ def _checkpoint_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     for pattern in _FOLDER_PATTERNS:
-        found = sorted(folder.glob(pattern))
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if len(found) == 1:
             return found[0]
         if found:

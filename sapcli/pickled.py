@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from pickle import UnpicklingError
 from typing import IO, TYPE_CHECKING
 
 import torch
@@ -58,7 +59,7 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> dict[str,
         if name in tensors:
             raise CheckpointError(f"{source} holds two tensors that are called {shown(name)}", _SAVE_HINT)
         _check_storable(name, tensor, size, source)
-        tensors[name] = tensor.detach().resolve_conj().resolve_neg()
+        tensors[name] = tensor
     return tensors
 
 
@@ -72,10 +73,13 @@ def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
                 return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             return torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch raises nearly every kind on damaged files. The advice to run the pickle's code stays out of the message.
-        text = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
-        reason = text.splitlines()[0].split(". ")[0].rstrip(".")
-        raise CheckpointError(f"Cannot read {source} as weights without running code: {reason}", _SAVE_HINT) from error
+        # torch raises nearly every kind on damaged files. Its own text advises to run the pickle's code and stays out
+        # of the message; the error that it was made from says what is wrong.
+        cause = error.__context__ if isinstance(error, UnpicklingError) and error.__context__ else error
+        first = (str(cause) or type(cause).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+        raise CheckpointError(
+            f"Cannot read {source} as weights without running code: {shown(first)}", _SAVE_HINT
+        ) from error
 
 
 def _unwrapped(content: Mapping[object, object]) -> tuple[Mapping[object, object], dict[object, object]]:

@@ -297,7 +297,8 @@ def save_tensors(handle: IO[bytes], tensors: Mapping[str, Tensor], metadata: Map
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor; of a contiguous one on the CPU, they are a view of its memory."""
-    return memoryview(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
 
 
 def parse_json_object(text: bytes, source: str) -> dict[str, object]:
