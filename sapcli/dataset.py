@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import posixpath
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -246,11 +245,11 @@ def _located(label_file: LabelFile, opened: Split, other_splits: frozenset[str])
     """The lines of a file by the image of the split that each names; lines about images of other splits left out."""
     known = {file.path for file in opened.files}
     root = os.path.realpath(opened.root)
-    bases = ("", opened.name, os.path.relpath(os.path.realpath(label_file.file.parent), root).replace(os.sep, "/"))
+    bases = (root, os.path.join(root, opened.name), os.path.realpath(label_file.file.parent))  # noqa: PTH118
     located: dict[str, LabelRow] = {}
     for row in label_file.rows:
-        written = row.path.removeprefix(f"{opened.root.absolute()}/").removeprefix(f"{root}/")
-        candidates = [posixpath.normpath(posixpath.join(base, written)) for base in bases]
+        written = row.path.removeprefix(f"{opened.root.absolute()}/")
+        candidates = [path for base in bases if (path := _path_below(root, base, written))]
         path = next((candidate for candidate in candidates if candidate in known), None)
         if path in located:
             raise DatasetError(
@@ -265,6 +264,12 @@ def _located(label_file: LabelFile, opened: Split, other_splits: frozenset[str])
                 "Write paths relative to the data folder, its split or the file itself.",
             )
     return located
+
+
+def _path_below(root: str, base: str, path: str) -> str | None:
+    """From a path relative to `base` to one relative to `root`; None where it leads out. No file is looked at."""
+    whole = os.path.normpath(os.path.join(base, path))  # noqa: PTH118 (pathlib does not resolve ".." without the disk)
+    return whole[len(root) + 1 :].replace(os.sep, "/") if whole.startswith(root + os.sep) else None
 
 
 def _is_in_splits(path: str, candidates: Sequence[str], root: Path, splits: frozenset[str]) -> bool:

@@ -55,7 +55,7 @@ def read_labels(file: Path) -> LabelFile:
         DatasetError: If the file cannot be read, is not UTF-8, has another header, or a line is blank or incomplete.
     """
     text = _text(file)
-    rows = _json_lines(file, text) if text.lstrip().startswith("{") else _csv_rows(file, text)
+    rows = _json_lines(file, text) if text.lstrip().startswith("{") else _csv_rows(file, text) if text.strip() else []
     if not rows:
         raise DatasetError(f"{file}: the label file names no image", "Give a header `path,label` and a line per image.")
     return LabelFile(file, tuple(rows))

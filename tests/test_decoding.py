@@ -1,0 +1,205 @@
+"""One image file in, the model's pixels out: timm's transform to the bit, and every form of image that people have."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import create_transform
+
+from sapcli.decoding import Decoder, Pixels
+from sapcli.errors import UsageError
+from sapcli.preprocessing import Preprocessing
+
+PLAIN = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "center", "the tests")
+GREY = replace(PLAIN, input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
+
+
+def decoded(path: Path, preprocessing: Preprocessing = PLAIN) -> Pixels:
+    (pixels,) = Decoder(path.parent, preprocessing)[[path.name]]
+    assert not isinstance(pixels, str), pixels
+    return pixels
+
+
+def reason(path: Path, preprocessing: Preprocessing = PLAIN) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (text,) = Decoder(path.parent, preprocessing)[[path.name]]
+    assert isinstance(text, str)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+def noise(width: int, height: int, channels: int = 3) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(values.squeeze())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (9, 31), (50, 20), (3, 5)])
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        PLAIN,
+        replace(PLAIN, interpolation="bicubic", crop_pct=0.875),
+        replace(PLAIN, interpolation="lanczos", crop_pct=0.9, crop_mode="squash"),
+        replace(PLAIN, crop_mode="border", crop_pct=0.95, mean=(0.1, 0.5, 0.9)),
+        replace(PLAIN, input_size=(3, 6, 12), interpolation="nearest", crop_pct=0.8),
+        replace(PLAIN, input_size=(3, 12, 6), crop_mode="border"),
+        replace(GREY, crop_mode="border", crop_pct=0.95),
+    ],
+)
+def test_pixels_are_timms(tmp_path: Path, size: tuple[int, int], preprocessing: Preprocessing) -> None:
+    image = noise(*size)
+    image.save(tmp_path / "a.png")
+    transform = create_transform(
+        preprocessing.input_size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        interpolation=preprocessing.interpolation,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+    )
+    pixels = decoded(tmp_path / "a.png", preprocessing)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == preprocessing.input_size
+    reference = transform(image.convert("L" if preprocessing.input_size[0] == 1 else "RGB")).numpy()
+    mean, std = (np.array(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    np.testing.assert_allclose((pixels / 255 - mean) / std, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "pixel"),
+    [
+        ("L", 100, (100, 100, 100)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (100, 50), (100, 100, 100)),
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("P", 0, (10, 20, 30)),
+        ("I;16", 25700, (100, 100, 100)),
+    ],
+)
+def test_modes(tmp_path: Path, mode: str, colour: object, pixel: tuple[int, int, int]) -> None:
+    image = Image.new(mode, (8, 8), colour)  # type: ignore[arg-type]
+    if mode == "P":
+        image.putpalette([10, 20, 30])
+    image.save(tmp_path / "a.png")
+    assert tuple(decoded(tmp_path / "a.png")[:, 3, 3]) == pixel
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.jpg", quality=100)
+    red, green, blue = decoded(tmp_path / "a.jpg")[:, 3, 3].astype(int)
+    assert red < 20
+    assert min(green, blue) > 235
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".pgm"])
+def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path, suffix: str) -> None:
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(decoded(tmp_path / f"a{suffix}", GREY)[0], np.round(values / 257))
+
+
+def test_channels_of_the_model(tmp_path: Path) -> None:
+    noise(8, 8, 4).save(tmp_path / "a.png")
+    assert decoded(tmp_path / "a.png", GREY).shape == (1, 8, 8)
+    four = replace(PLAIN, input_size=(4, 8, 8), mean=(0.5,) * 4, std=(0.5,) * 4)
+    np.testing.assert_array_equal(decoded(tmp_path / "a.png", four), np.asarray(noise(8, 8, 4)).transpose(2, 0, 1))
+    with pytest.raises(UsageError, match=r"5 channels \(from the tests\)"):
+        Decoder(tmp_path, replace(PLAIN, input_size=(5, 8, 8)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
+    upright = noise(8, 8)
+    stored = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (upright if stored is None else upright.transpose(stored)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(decoded(tmp_path / "a.png"), np.asarray(upright).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (8, 8), (level, level, level)) for level in (0, 128, 255)]
+    options = {"lossless": True} if suffix == ".webp" else {}
+    frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:], **options)
+    assert not decoded(tmp_path / f"a{suffix}").any()
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    noise(8, 8).save(tmp_path / "a.jpg", format="PNG")
+    np.testing.assert_array_equal(decoded(tmp_path / "a.jpg"), np.asarray(noise(8, 8)).transpose(2, 0, 1))
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_decompression_bombs_are_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_of_size(60000, 60000))
+    assert "exceeds limit" in reason(tmp_path / "bomb.png")
+    (tmp_path / "sliver.png").write_bytes(png_of_size(1, 80_000_000))
+    assert "too narrow" in reason(tmp_path / "sliver.png")
+
+
+def test_damaged_files_are_unreadable(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    noise(64, 64).save(buffer, "JPEG")
+    contents = {
+        "empty.png": b"",
+        "text.png": b"hello",
+        "truncated.jpg": buffer.getvalue()[:600],
+        "postscript.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) print\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert reason(tmp_path / name)
+    assert reason(tmp_path / "missing.png") == "No such file or directory"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "TGA", "ICO", "PCX"]),
+    position=st.floats(0, 1),
+    garbage=st.binary(min_size=1, max_size=16),
+    cut=st.booleans(),
+)
+def test_damage_anywhere_gives_pixels_or_a_reason(
+    tmp_path: Path, kind: str, position: float, garbage: bytes, cut: bool
+) -> None:
+    buffer = io.BytesIO()
+    noise(16, 16).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    start = int(position * len(content))
+    content[start : start + len(garbage)] = garbage
+    path = tmp_path / "a.png"
+    path.write_bytes(content[: start + len(garbage)] if cut else content)
+    (result,) = Decoder(tmp_path, PLAIN)[["a.png"]]
+    assert (result.shape == (3, 8, 8)) if isinstance(result, np.ndarray) else result
