@@ -129,12 +129,16 @@ def output_files(checkpoint: Checkpoint, destination: Path) -> tuple[Path, ...]:
         The files; the last one is that by which the checkpoint is opened.
 
     Raises:
-        CheckpointError: It does not follow from the destination how shards are to be written.
+        CheckpointError: It does not follow from the destination how shards are to be written, or it is out of reach.
     """
     name = checkpoint.path.name if checkpoint.path else "model.safetensors"
+    try:
+        is_folder = destination.is_dir()
+    except OSError as error:
+        raise write_error(str(destination), error, CheckpointError) from error
     if checkpoint.form is not Form.SHARDED:
-        return (destination / f"{Path(name).stem}.safetensors" if destination.is_dir() else destination,)
-    if destination.is_dir():
+        return (destination / f"{Path(name).stem}.safetensors" if is_folder else destination,)
+    if is_folder:
         destination = destination / name
     if destination.name.endswith(".json"):
         shards = _shard_names(checkpoint, name, destination.name)
@@ -199,11 +203,18 @@ def _index(checkpoint: Checkpoint, outputs: Sequence[Path], metadata: Mapping[st
 def _refuse_own_files(checkpoint: Checkpoint, outputs: Sequence[Path]) -> None:
     if checkpoint.path is None:
         return
-    shards = [checkpoint.path.with_name(name) for name in checkpoint.files]
-    for own in [checkpoint.path, *shards]:
-        for output in outputs:
-            if own.exists() and output.exists() and own.samefile(output):
-                raise CheckpointError(
-                    f"{output} is the checkpoint that is being read, or a part of it",
-                    "Name another output with -o; the input stays as it is.",
-                )
+    own = [checkpoint.path, *(checkpoint.path.with_name(name) for name in checkpoint.files)]
+    for output in outputs:
+        if any(_is_same_file(output, path) for path in own):
+            raise CheckpointError(
+                f"{output} is the checkpoint that is being read, or a part of it",
+                "Name another output with -o; the input stays as it is.",
+            )
+
+
+def _is_same_file(output: Path, path: Path) -> bool:
+    """Whether both are one existing file; one out of reach is none, and opening it will say why."""
+    try:
+        return output.samefile(path)
+    except OSError:
+        return False
