@@ -14,7 +14,9 @@ from typing import Protocol
 class Progress(Protocol):
     """The listener of a run."""
 
-    def stage(self, name: str, total: int | None = None, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "images"
+    ) -> AbstractContextManager[Callable[[int], None]]:
         """Open a stage of `total` units; the context's value is called with the units done since the last call."""
 
     def note(self, text: str) -> None:

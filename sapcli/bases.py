@@ -1,0 +1,238 @@
+"""The bases of all weights of a network: made from images, written to a file, read back.
+
+The file is safetensors: `<weight>.vectors` (float32 `[groups, d, k]`) and `<weight>.values` (float64 `[groups, k]`,
+descending); a weight that is used in several pieces has `<weight>#2.vectors` and so on. The metadata tells the geometry
+of each, what was left out and why, and the hashes of the checkpoint and of the samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sapcli.capture import Capture, Sighting, Use
+from sapcli.errors import CheckpointError, DatasetError
+from sapcli.images import Images
+from sapcli.moments import Basis, SecondMoment
+from sapcli.progress import Progress
+from sapcli.rows import WeightView
+from sapcli.saving import write_safetensors
+from sapcli.scoring import Classifier
+
+_FORMAT = "sap.bases/1"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One window of a weight and the basis of the rows that it multiplies."""
+
+    view: WeightView
+    basis: Basis
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What the samples say about every weight of two or more dimensions.
+
+    Attributes:
+        pieces: Per weight that multiplies activations, its windows and their bases, in the order of execution.
+        skipped: Per weight that does not, the reason.
+        checkpoint: The digest of the weights that the activations were made with.
+        samples: The digest of the samples that were run.
+    """
+
+    pieces: Mapping[str, tuple[Piece, ...]]
+    skipped: Mapping[str, str]
+    checkpoint: str
+    samples: str
+
+
+class SecondMoments:
+    """The second moments of all weights that a network's forward passes use.
+
+    Enter it, run `forward` on batches of normalised images, and ask for `pieces` or `skipped` afterwards.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._moments: dict[str, dict[WeightView, SecondMoment]] = {}
+        self.capture = Capture(module, self._add)
+
+    def _add(self, use: Use) -> None:
+        of_weight = self._moments.setdefault(use.weight, {})
+        if use.view not in of_weight:
+            of_weight[use.view] = SecondMoment(use.weight, use.view.groups, use.view.row_length)
+        for chunk in use.rows():
+            of_weight[use.view].add(chunk)
+
+    def views(self) -> dict[str, tuple[WeightView, ...]]:
+        """The windows of each weight that multiply activations."""
+        return {name: tuple(views) for name, views in self._moments.items() if not _overlap(views)}
+
+    def skipped(self) -> dict[str, str]:
+        """Why each remaining weight of two or more dimensions is not projected."""
+        views = self.views()
+        return {
+            name: "used in pieces that overlap" if name in self._moments else reason(sighting)
+            for name, sighting in self.capture.sightings.items()
+            if name not in views
+        }
+
+    def pieces(self, progress: Progress) -> dict[str, tuple[Piece, ...]]:
+        """The bases, decomposed one after the other; each second moment is let go of as soon as it is."""
+        views = self.views()
+        with progress.stage("decomposing", len(views), "layers") as advance:
+            found = {}
+            for name, windows in views.items():
+                moments = self._moments.pop(name)
+                found[name] = tuple(Piece(view, moments.pop(view).basis()) for view in windows)
+                advance(1)
+        return found
+
+
+def reason(sighting: Sighting) -> str:
+    """Why a weight that was seen like this is not projected, in words."""
+    if sighting.transformed_by:
+        return f"transformed before it meets activations ({_operators(sighting.transformed_by)})"
+    if sighting.consumers:
+        return f"never multiplies activations (read by {_operators(sighting.consumers)})"
+    return "not used in eval mode"
+
+
+def _operators(names: set[str]) -> str:
+    return ", ".join(sorted(name.removeprefix("aten.") for name in names))
+
+
+def _overlap(views: Iterable[WeightView]) -> bool:
+    """Whether an element of the weight lies in more than one of the windows."""
+    windows = list(views)
+    if len(windows) == 1:
+        return False
+    elements = torch.cat([view.elements().flatten() for view in windows]).sort().values
+    return bool((elements.diff() == 0).any())
+
+
+def collect_bases(
+    classifier: Classifier,
+    images: Images,
+    indices: Sequence[int],
+    *,
+    checkpoint: str,
+    samples: str,
+    progress: Progress,
+) -> Bases:
+    """Run images through the network and decompose the second moments of the rows that every weight multiplies.
+
+    Args:
+        classifier: The network; unchanged afterwards.
+        images: The dataset's images.
+        indices: Which of them.
+        checkpoint: The digest of the classifier's weights.
+        samples: The digest of the samples at `indices`.
+        progress: Told of the images and layers done.
+
+    Raises:
+        NumericsError: Activations hold NaN or infinity, or a decomposition fails; the weight is named.
+        DatasetError: None of the images could be read.
+    """
+    moments = SecondMoments(classifier.module)
+    seen = 0
+    with progress.stage("capturing activations", len(indices)) as advance, full_precision(), moments.capture as capture:
+        for batch in images.batches(indices):
+            classifier.check_output(capture.forward(classifier.inputs(batch.images)), len(batch.images))
+            seen += len(batch.indices)
+            advance(len(batch.indices))
+    if not seen:
+        raise DatasetError(
+            f"none of the {len(indices)} trusted images of {images.dataset.root} can be read", "choose others"
+        )
+    skipped = moments.skipped()
+    return Bases(moments.pieces(progress), skipped, checkpoint, samples)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products and convolutions in full float32 for the time being: TF32 keeps 10 bits of the activations."""
+    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+
+
+def write_bases(bases: Bases, destination: Path | BinaryIO) -> None:
+    """Write `bases` as safetensors, a path atomically."""
+    tensors: dict[str, Tensor] = {}
+    geometry: dict[str, list[dict[str, object]]] = {}
+    for name, pieces in bases.pieces.items():
+        geometry[name] = [
+            {
+                "groups": piece.view.groups,
+                "rows": piece.basis.rows,
+                "size": piece.view.size,
+                "stride": piece.view.stride,
+                "offset": piece.view.offset,
+            }
+            for piece in pieces
+        ]
+        for number, piece in enumerate(pieces, start=1):
+            key = _piece_key(name, number)
+            tensors[f"{key}.vectors"] = piece.basis.vectors.cpu()
+            tensors[f"{key}.values"] = piece.basis.values.cpu()
+    metadata = {
+        "sap.format": _FORMAT,
+        "sap.checkpoint": bases.checkpoint,
+        "sap.samples": bases.samples,
+        "sap.weights": json.dumps(geometry),
+        "sap.skipped": json.dumps(dict(bases.skipped)),
+    }
+    write_safetensors(destination, tensors, metadata)
+
+
+def _piece_key(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}#{number}"
+
+
+def read_bases(path: Path, source: str | None = None) -> Bases:
+    """Read what `write_bases` wrote.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds something else.
+    """
+    source = source or str(path)
+    again = "make it again with `sap activations`"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("sap.format") != _FORMAT:
+                raise CheckpointError(f"{source} holds no bases ({_FORMAT})", again)
+            geometry = json.loads(metadata["sap.weights"])
+            pieces = {
+                name: tuple(
+                    _read_piece(file, _piece_key(name, number), entry) for number, entry in enumerate(entries, start=1)
+                )
+                for name, entries in geometry.items()
+            }
+            skipped = {str(name): str(text) for name, text in json.loads(metadata["sap.skipped"]).items()}
+            return Bases(pieces, skipped, metadata["sap.checkpoint"], metadata["sap.samples"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source} cannot be read as bases: {error}", again) from error
+
+
+def _read_piece(file: Any, key: str, entry: Mapping[str, Any]) -> Piece:
+    """One piece of the open `file`, its shapes checked against its geometry."""
+    view = WeightView(tuple(map(int, entry["size"])), tuple(map(int, entry["stride"])), int(entry["offset"]))
+    # A copy each, so that nothing stays mapped to a file that may change.
+    vectors, values = (file.get_tensor(f"{key}.{part}").clone() for part in ("vectors", "values"))
+    kept = values.shape[-1] if values.dim() else 0
+    if vectors.shape != (view.groups, view.row_length, kept) or values.shape != (view.groups, kept):
+        raise ValueError(f"{key} has vectors {list(vectors.shape)} and values {list(values.shape)} for {entry}")
+    return Piece(view, Basis(vectors, values, int(entry["rows"])))

@@ -1,0 +1,271 @@
+"""The commands: parse, call, print. Torch is imported by what they call, never here, so that help comes at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from sapcli import __version__
+from sapcli.errors import ExitStatus, SapError, UsageError
+from sapcli.options import (
+    DATA,
+    GATES,
+    RUN,
+    CheckpointArgument,
+    DataArgument,
+    DataOptions,
+    ModelOptions,
+    OutputOptions,
+    ProjectionOptions,
+    RunOptions,
+    SelectionOptions,
+    Trusted,
+    grouped,
+    option,
+)
+from sapcli.settings import OutputFormat
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+app = typer.Typer(
+    name="sap",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Repair an image classifier that was trained on mislabeled data, without retraining it.\n\n"
+    "Scaled Activation Projection trusts the samples whose labels the model itself finds believable, sees which"
+    " directions of every layer's inputs they use, and projects the weights onto those. It takes minutes and needs"
+    " neither gradients nor clean labels.\n\n"
+    "Start with: sap project model.safetensors data/",
+)
+cache_app = typer.Typer(no_args_is_help=True, help="See or empty the folder of intermediate artifacts.")
+app.add_typer(cache_app, name="cache")
+
+_DEBUG = "SAP_DEBUG"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ[_DEBUG] = "1"
+
+
+@app.command()
+@grouped
+def select(
+    checkpoint: CheckpointArgument,
+    data: DataArgument,
+    model: ModelOptions,
+    images: DataOptions,
+    selection: SelectionOptions,
+    run: RunOptions,
+    output: OutputOptions,
+) -> None:
+    """Find the samples whose labels can be trusted: of each class, those with the lowest loss.
+
+    Writes JSON Lines, one sample a line: index, path, label, loss.
+
+    Example: sap select model.safetensors data/ -o trusted.jsonl
+    """
+    from sapcli import commands
+
+    commands.select(commands.Inputs(checkpoint, data, model, images, run), selection, output)
+
+
+@app.command()
+@grouped
+def activations(
+    checkpoint: CheckpointArgument,
+    data: DataArgument,
+    model: ModelOptions,
+    images: DataOptions,
+    selection: SelectionOptions,
+    run: RunOptions,
+    output: OutputOptions,
+    trusted: Trusted = None,
+) -> None:
+    """Decompose every layer's input activations on the trusted samples (SVD) into bases.
+
+    Writes bases.safetensors beside the checkpoint, or what -o names, and prints its path.
+
+    Example: sap activations model.safetensors data/ --trusted trusted.jsonl -o bases.safetensors
+    """
+    from sapcli import commands
+
+    commands.activations(commands.Inputs(checkpoint, data, model, images, run), selection, trusted, output)
+
+
+@app.command()
+@grouped
+def project(
+    checkpoint: CheckpointArgument,
+    data: DataArgument,
+    model: ModelOptions,
+    images: DataOptions,
+    selection: SelectionOptions,
+    projection: ProjectionOptions,
+    run: RunOptions,
+    output: OutputOptions,
+    trusted: Trusted = None,
+    require_gain: Annotated[
+        float | None,
+        option(
+            "--require-gain",
+            panel=GATES,
+            metavar="POINTS",
+            help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
+        ),
+    ] = None,
+) -> None:
+    """Repair a checkpoint: the whole run, from the model and its noisy data to a corrected checkpoint.
+
+    Trusted samples and activations that are neither given nor cached are made first. Writes NAME.sap.safetensors beside
+    the checkpoint, or what -o names, and prints its path. The unchanged model is always a candidate: what cannot be
+    improved is written as it was.
+
+    Example: sap project model.safetensors data/
+    """
+    from sapcli import commands
+
+    inputs = commands.Inputs(checkpoint, data, model, images, run)
+    commands.project(inputs, selection, trusted, projection, require_gain, output)
+
+
+@app.command(name="eval")
+@grouped
+def evaluate(
+    checkpoint: CheckpointArgument,
+    data: DataArgument,
+    model: ModelOptions,
+    images: DataOptions,
+    run: RunOptions,
+    output: OutputOptions,
+    baseline: Annotated[
+        str | None,
+        option(
+            "--baseline", panel=DATA, metavar="CHECKPOINT", help="Another checkpoint, to measure the difference to."
+        ),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, option("--min-accuracy", panel=GATES, metavar="PERCENT", help="Exit 3 below this top-1 accuracy.")
+    ] = None,
+    format: Annotated[  # noqa: A002
+        OutputFormat | None, option("--format", panel=RUN, help="A table on a terminal and JSON otherwise by default.")
+    ] = None,
+) -> None:
+    """Measure a checkpoint on DATA/test (else DATA/val, else DATA itself): accuracy, loss, calibration.
+
+    Example: sap eval model.sap.safetensors data/ --baseline model.safetensors
+    """
+    from sapcli import commands
+
+    inputs = commands.Inputs(checkpoint, data, model, images, run)
+    commands.evaluate(inputs, baseline, min_accuracy, format, output)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the data and the checkpoints go.")] = Path("demo"),
+) -> None:
+    """See a repair from start to end on scikit-learn's handwritten digits, in a minute."""
+    from sapcli.demo import run_demo
+
+    run_demo(folder)
+
+
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", metavar="DIR", envvar="SAP_CACHE", help="The folder, if not the usual one."),
+]
+
+
+@cache_app.command()
+def info(cache_dir: CacheFolder = None) -> None:
+    """Show where artifacts are kept, how many, and their size."""
+    from sapcli import commands
+
+    commands.cache_info(cache_dir)
+
+
+@cache_app.command()
+def clear(cache_dir: CacheFolder = None) -> None:
+    """Remove all artifacts; the next run makes them again."""
+    from sapcli import commands
+
+    commands.cache_clear(cache_dir)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit status; the errors are on stderr."""
+    try:
+        status = app(args=arguments, prog_name="sap", standalone_mode=False)
+    except SapError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    except Terminated:
+        return ExitStatus.TERMINATED
+    except BrokenPipeError:
+        _leave_closed_pipe()
+        return ExitStatus.DONE
+    except Exception as error:
+        return _fail(_known(error))
+    return int(status or 0)
+
+
+def _known(error: Exception) -> SapError:
+    """A usage error that Typer found, in our words; anything else is raised on."""
+    describe = getattr(error, "format_message", None)
+    if describe is None:
+        if isinstance(error, typer.Abort):
+            raise KeyboardInterrupt from error
+        raise error
+    context = getattr(error, "ctx", None)
+    command = "sap" if context is None else context.command_path
+    return UsageError(describe() or "no command was given", f"see `{command} --help`")
+
+
+def _fail(error: SapError) -> int:
+    from sapcli.console import print_error
+
+    if os.environ.get(_DEBUG):
+        traceback.print_exception(error)
+    print_error(error)
+    return error.exit_status
+
+
+def _leave_closed_pipe() -> None:
+    """Point stdout elsewhere, so that the interpreter's last flush does not fail loudly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def main() -> NoReturn:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run())

@@ -1,0 +1,146 @@
+"""The terminal: the only module that writes to it.
+
+The result of a command goes to stdout; everything that is said to people goes to stderr. Bars are drawn only on a
+terminal and leave one line a stage; a log file gets those lines alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from sapcli.errors import SapError
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with control characters and undecodable bytes shown as escapes."""
+    shown = []
+    for character in " ".join(text.splitlines()):
+        if character.isprintable():
+            shown.append(character)
+        else:
+            shown.append(character.encode("unicode_escape", "surrogatepass").decode())
+    return "".join(shown)
+
+
+class Terminal:
+    """What a command says to people, on stderr; a `Progress` for the stages.
+
+    Args:
+        quiet: Say nothing but errors.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+        self._depth = 0
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        """A bar while the stage runs, one line when it is done. A stage within a stage leaves no line."""
+        started = time.perf_counter()
+        done = 0
+        task = self._open_bar(name, total, unit)
+        self._depth += 1
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if self._bars is not None and task is not None:
+                elapsed = time.perf_counter() - started
+                rate = f"{done / elapsed:,.0f} {unit}/s" if elapsed > 0 else ""
+                self._bars.update(task, advance=count, rate=rate)
+
+        finished = False
+        try:
+            yield advance
+            finished = True
+        finally:
+            self._depth -= 1
+            self._close_bar(task)
+            if finished and self._depth == 0:
+                count = f"{done:,} {unit}, " if done else ""
+                self._say(f"{name}: {count}{time.perf_counter() - started:.1f} s")
+
+    def note(self, text: str) -> None:
+        """Say a fact about the run."""
+        self._say(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that the user ought to know."""
+        self._say(f"warning: {text}", style="yellow")
+
+    def rows(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+        """A small table of facts."""
+        if not self._quiet:
+            self._console.print(Text(title, style="bold"))
+            width = max((len(name) for name, _ in rows), default=0)
+            for name, text in rows:
+                self._console.print(Text(f"  {name:<{width}}  {printable(text)}"))
+
+    def _say(self, text: str, style: str = "") -> None:
+        if not self._quiet:
+            self._console.print(Text(printable(text), style=style))
+
+    def _open_bar(self, name: str, total: int | None, unit: str) -> TaskID | None:
+        if self._quiet or not self._console.is_terminal:
+            return None
+        if self._bars is None:
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+            )
+            self._bars.start()
+        return self._bars.add_task(escape(printable(name)), total=total, rate="", unit=unit)
+
+    def _close_bar(self, task: TaskID | None) -> None:
+        if self._bars is None or task is None:
+            return
+        self._bars.remove_task(task)
+        if self._depth == 0:
+            self._bars.stop()
+            self._bars = None
+
+
+def print_error(error: SapError) -> None:
+    """The two lines of an error on stderr: what is wrong, and what to do."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), _sentence(error.message)))
+    console.print(Text.assemble(("hint:  ", "bold"), _sentence(error.hint)))
+
+
+def _sentence(text: str) -> str:
+    """`text` in one printable line, written alike whoever wrote it: no full stop at the end."""
+    return printable(text).removesuffix(".")
+
+
+def print_result(text: str) -> None:
+    """A line of a command's result, on stdout, as bytes: names that are not UTF-8 go through unchanged."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout, its first column left and the others right aligned."""
+    table = Table(title=printable(title), title_justify="left")
+    for position, name in enumerate(header):
+        table.add_column(escape(name), justify="left" if position == 0 else "right")
+    for row in rows:
+        table.add_row(*(escape(printable(cell)) for cell in row))
+    Console(highlight=False).print(table)

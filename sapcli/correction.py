@@ -1,0 +1,242 @@
+"""The network under repair: the weights of one alpha after another, and the way back to what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from sapcli.bases import Bases
+from sapcli.calibration import batchnorm_layers
+from sapcli.checkpoint import Checkpoint
+from sapcli.errors import NumericsError, UsageError
+from sapcli.projection import project
+from sapcli.scoring import Classifier
+from sapcli.settings import ForgetMode, Importance
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Which weights are projected, and why the others are not.
+
+    Attributes:
+        projected: Names of weights, in the order of execution.
+        skipped: Names of weights of two or more dimensions, with the reason.
+    """
+
+    projected: tuple[str, ...]
+    skipped: Mapping[str, str]
+
+
+def plan_layers(
+    weights: Mapping[str, int],
+    skipped: Mapping[str, str],
+    num_classes: int,
+    *,
+    layers: Sequence[str] = (),
+    skip_layers: Sequence[str] = (),
+    keep_classifier: bool = False,
+) -> LayerPlan:
+    """Choose the weights to project.
+
+    Args:
+        weights: The weights that can be, in the order of execution, each with its number of outputs.
+        skipped: Those that cannot be, with the reason.
+        num_classes: The network's number of outputs, by which its classifier is recognised.
+        layers: Patterns (`layer4`, `*.qkv.weight`); where there are any, only weights that one of them matches.
+        skip_layers: Patterns of weights to leave as they are.
+        keep_classifier: Whether the last layer stays as it is.
+
+    Raises:
+        UsageError: A pattern matches no weight, `layers` only weights that cannot be projected, or nothing is left.
+    """
+    names = [*weights, *skipped]
+    for option, patterns in (("--layers", layers), ("--skip-layers", skip_layers)):
+        for pattern in patterns:
+            matching = [name for name in names if matches(name, pattern)]
+            if not matching:
+                raise UsageError(
+                    f"{option} {pattern} matches no weight", f"names are like {names[0]}; see `sap inspect`"
+                )
+            if option == "--layers" and not weights.keys() & matching:
+                raise UsageError(
+                    f"--layers {pattern}: {matching[0]} cannot be projected, it is {skipped[matching[0]]}",
+                    "leave the pattern out",
+                )
+    reasons = dict(skipped)
+    classifier = set(_classifier(weights, num_classes)) if keep_classifier else set()
+    for name in weights:
+        if name in classifier:
+            reasons[name] = "--keep-classifier"
+        elif any(matches(name, pattern) for pattern in skip_layers):
+            reasons[name] = "--skip-layers"
+        elif layers and not any(matches(name, pattern) for pattern in layers):
+            reasons[name] = "not in --layers"
+    projected = tuple(name for name in weights if name not in reasons)
+    if not projected:
+        raise UsageError(
+            "no weight is left to project", "widen --layers, or leave out --skip-layers or --keep-classifier"
+        )
+    return LayerPlan(projected, reasons)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shell pattern matches a weight's name or that of a module around it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
+
+
+def _classifier(weights: Mapping[str, int], num_classes: int) -> list[str]:
+    """The last weights of the execution that have one output a class: one, or one of each of several heads."""
+    found: list[str] = []
+    for name, outputs in reversed(list(weights.items())):
+        if outputs != num_classes:
+            break
+        found.append(name)
+    return found or [*weights][-1:]
+
+
+class Correction:
+    """Writes repaired weights into a network, and takes them back.
+
+    The original weights are read from the checkpoint's file each time, so that memory holds no second copy of the
+    model, and everything is rounded to the file's dtype before it is tried: what is measured is what is written.
+
+    Args:
+        classifier: The network, changed in place.
+        checkpoint: The file that it was loaded from.
+        bases: Of the trusted samples.
+        plan: Which weights to project.
+        kind: The importance formula.
+        forget: Bases of the suspected samples.
+        forget_mode: What they take away.
+        calibrate: Re-estimates the BatchNorm statistics after a projection; `None` keeps them.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        checkpoint: Checkpoint,
+        bases: Bases,
+        plan: LayerPlan,
+        kind: Importance,
+        *,
+        forget: Bases | None = None,
+        forget_mode: ForgetMode = ForgetMode.KEEP_SHARED,
+        calibrate: Callable[[], None] | None = None,
+    ) -> None:
+        self._classifier = classifier
+        self._checkpoint = checkpoint
+        self._bases = bases
+        self._plan = plan
+        self._kind = kind
+        self._forget = forget
+        self._forget_mode = forget_mode
+        self._calibrate = calibrate
+        self._parameters = dict(classifier.module.named_parameters())
+        self._buffers: dict[str, Tensor] = {}
+        if calibrate is not None:
+            for name, layer in batchnorm_layers(classifier.module).items():
+                for statistic in ("running_mean", "running_var"):
+                    self._buffers[f"{name}.{statistic}" if name else statistic] = getattr(layer, statistic)
+        self._calibrated: dict[float, dict[str, Tensor]] = {}
+
+    def apply(self, alpha: float) -> None:
+        """Put the weights repaired with `alpha` into the network, and its BatchNorm statistics."""
+        for name in self._plan.projected:
+            self._parameters[name].data.copy_(self._projected(name, alpha))
+        if self._calibrate is None:
+            return
+        if alpha not in self._calibrated:
+            self._calibrate()
+            self._calibrated[alpha] = {
+                name: buffer.detach().to("cpu", self._entry_dtype(name), copy=True)
+                for name, buffer in self._buffers.items()
+            }
+        for name, buffer in self._buffers.items():
+            buffer.copy_(self._calibrated[alpha][name])
+
+    def restore(self) -> None:
+        """Put the checkpoint's own weights and statistics back."""
+        for name in (*self._plan.projected, *self._buffers):
+            target = self._parameters[name].data if name in self._parameters else self._buffers[name]
+            target.copy_(self._original(name))
+
+    def replacements(self, alpha: float) -> Mapping[str, Tensor]:
+        """What the corrected checkpoint holds instead, by entry, made when asked for; after `apply` of this `alpha`."""
+        return _Replacements(self._entries(), lambda name: self._corrected(name, alpha))
+
+    def removed(self, alpha: float) -> dict[str, float]:
+        """How much of each projected weight is removed: `||W - W M|| / ||W||`, Frobenius, 0 for a weight of zeros."""
+        shares = {}
+        for name in self._plan.projected:
+            original = self._original(name).double()
+            change = float((original - self._projected(name, alpha).double().cpu()).norm())
+            size = float(original.norm())
+            shares[name] = change / size if size else 0.0
+        return shares
+
+    def _corrected(self, name: str, alpha: float) -> Tensor:
+        return self._calibrated[alpha][name] if name in self._buffers else self._projected(name, alpha).cpu()
+
+    def _projected(self, name: str, alpha: float) -> Tensor:
+        """The projected weight in its entry's dtype, on the network's device."""
+        device = self._classifier.device
+        entry_dtype = self._entry_dtype(name)
+        precision = torch.float64 if entry_dtype == torch.float64 and device.type != "mps" else torch.float32
+        original = self._original(name).to(device, precision)
+        projected = original.clone()
+        forget = self._forget.pieces.get(name) if self._forget is not None else None
+        for number, piece in enumerate(self._bases.pieces[name]):
+            matrices = project(
+                piece.view.matrices(original),
+                piece.basis,
+                self._kind,
+                alpha,
+                forget[number].basis if forget is not None else None,
+                self._forget_mode,
+            )
+            piece.view.replace(projected, matrices)
+        if not bool(torch.isfinite(projected).all()):
+            raise NumericsError(
+                f"projecting {name} with alpha {alpha:g} gives NaN or infinite values",
+                "leave the layer out with --skip-layers, or choose another --alpha",
+            )
+        return projected.to(entry_dtype)
+
+    def _original(self, name: str) -> Tensor:
+        return self._checkpoint.read(self._classifier.loaded.entry_names[name])
+
+    def _entry_dtype(self, name: str) -> torch.dtype:
+        entry = self._classifier.loaded.entry_names.get(name)
+        return torch.float32 if entry is None else self._checkpoint.entries[entry].dtype
+
+    def _entries(self) -> dict[str, str]:
+        """The name of each entry that changes, to that of the tensor behind it: tied entries all get the same."""
+        changed = {id(self._parameters[name]): name for name in self._plan.projected}
+        changed |= {id(buffer): name for name, buffer in self._buffers.items()}
+        return {
+            self._classifier.loaded.entry_names[name]: changed[id(tensor)]
+            for name, tensor in self._classifier.module.state_dict(keep_vars=True).items()
+            if id(tensor) in changed and name in self._classifier.loaded.entry_names
+        }
+
+
+class _Replacements(Mapping[str, Tensor]):
+    """Tensors made when they are asked for, so that not all are in memory at once."""
+
+    def __init__(self, names: Mapping[str, str], make: Callable[[str], Tensor]) -> None:
+        self._names = names
+        self._make = make
+
+    def __getitem__(self, entry: str) -> Tensor:
+        return self._make(self._names[entry])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

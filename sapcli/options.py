@@ -1,0 +1,357 @@
+"""The command line's options that several commands share: their types, names and help, once."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from sapcli.errors import UsageError
+from sapcli.preprocessing import PreprocessingOverrides
+from sapcli.settings import (
+    BatchNorm,
+    DataSource,
+    ForgetMode,
+    Importance,
+    ModelSource,
+    ProjectionSettings,
+    RunSettings,
+    SelectionSettings,
+    Strategy,
+)
+
+MODEL = "The model"
+DATA = "The data"
+IMAGES = "Preprocessing, where the checkpoint does not say it"
+REPAIR = "The repair"
+RUN = "The run"
+GATES = "Gates for CI"
+
+
+def option(*names: str, panel: str, help: str, **more: Any) -> Any:  # noqa: A002
+    """A Typer option under a panel of the help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, a folder that holds one, or - for stdin.")
+]
+DataArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help="A folder of class folders, or of train/, val/ and test/ with them.")
+]
+
+Trusted = Annotated[
+    str | None,
+    option(
+        "--trusted",
+        panel=DATA,
+        metavar="FILE|FOLDER|-",
+        help="The trusted set: what `sap select` wrote, a list of paths or indices, a folder of images, or - for stdin."
+        " Without it, selected as by `sap select`.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the checkpoint is and how images are prepared for it."""
+
+    arch: Annotated[
+        str | None,
+        option(
+            "--arch",
+            panel=MODEL,
+            help="The architecture: a timm name, torchvision:NAME, package.module:factory or path/to/file.py:factory."
+            " Without it, config.json beside the checkpoint or the file's metadata tell.",
+        ),
+    ] = None
+    arch_arguments: Annotated[
+        list[str] | None,
+        option("--arch-arg", panel=MODEL, metavar="KEY=VALUE", help="An argument of the factory; may be repeated."),
+    ] = None
+    input_size: Annotated[
+        str | None,
+        option("--input-size", panel=IMAGES, metavar="C,H,W", help="Also H,W or one number, for 3 channels."),
+    ] = None
+    mean: Annotated[
+        str | None, option("--mean", panel=IMAGES, metavar="R,G,B", help="Subtracted from pixels in [0, 1].")
+    ] = None
+    std: Annotated[str | None, option("--std", panel=IMAGES, metavar="R,G,B", help="Divided by.")] = None
+    interpolation: Annotated[
+        str | None, option("--interpolation", panel=IMAGES, metavar="FILTER", help="bilinear, bicubic, lanczos, ...")
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        option("--crop-pct", panel=IMAGES, min=0.01, max=1.0, help="The crop's side over that of the resized image."),
+    ] = None
+
+    def to_source(self) -> ModelSource:
+        """The options, parsed.
+
+        Raises:
+            UsageError: One cannot be.
+        """
+        from sapcli.architecture import parse_arguments
+
+        overrides = PreprocessingOverrides(
+            parse_input_size(self.input_size),
+            parse_numbers("--mean", self.mean),
+            parse_numbers("--std", self.std),
+            self.interpolation,
+            self.crop_pct,
+        )
+        return ModelSource(self.arch, parse_arguments(self.arch_arguments or ()), overrides)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images, and what says which class they show."""
+
+    split: Annotated[
+        str | None, option("--split", panel=DATA, help="The split of DATA to use, instead of the command's own choice.")
+    ] = None
+    labels: Annotated[
+        Path | None,
+        option(
+            "--labels", panel=DATA, metavar="FILE", help="A CSV with path,label that overrides the folders' labels."
+        ),
+    ] = None
+    class_map: Annotated[
+        Path | None,
+        option("--class-map", panel=DATA, metavar="FILE", help="Which class folder is which class of the model."),
+    ] = None
+    strict_images: Annotated[
+        bool, option("--strict-images", panel=DATA, help="Stop at an unreadable image instead of leaving it out.")
+    ] = False
+
+    def to_source(self, folder: Path, validation: Path | None = None) -> DataSource:
+        """The options beside the data folder that they are about."""
+        return DataSource(folder, self.split, validation, self.labels, self.class_map)
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """How the trusted set is chosen where it is not given."""
+
+    validation: Annotated[
+        Path | None,
+        option("--val", panel=DATA, metavar="DIR", help="A folder of validation images, instead of DATA/val."),
+    ] = None
+    count: Annotated[
+        int, option("-n", "--trusted-count", panel=DATA, min=1, help="How many samples to trust, in all.")
+    ] = 1000
+    strategy: Annotated[
+        Strategy, option("--strategy", panel=DATA, help="What makes a label believable; random is a control.")
+    ] = Strategy.LOSS
+
+    def to_settings(self) -> SelectionSettings:
+        """The options that say which samples."""
+        return SelectionSettings(self.count, self.strategy)
+
+
+@dataclass(frozen=True)
+class ProjectionOptions:
+    """How the weights are changed."""
+
+    bases: Annotated[
+        str | None,
+        option("--bases", panel=REPAIR, metavar="FILE|-", help="What `sap activations` wrote, instead of making it."),
+    ] = None
+    alpha: Annotated[
+        str,
+        option(
+            "--alpha",
+            panel=REPAIR,
+            metavar="auto|VALUE",
+            help="How much is kept: a small value keeps only the strongest directions, a large one all. auto tries a"
+            " range and takes the best on the validation images; without any, the smallest that keeps 98% of the"
+            " trusted samples right. With --importance gpm, the fraction of the energy.",
+        ),
+    ] = "auto"
+    importance: Annotated[
+        Importance, option("--importance", panel=REPAIR, help="How a direction's strength becomes its importance.")
+    ] = Importance.SAP
+    layers: Annotated[
+        list[str] | None,
+        option(
+            "--layers", panel=REPAIR, metavar="PATTERN", help="Project only these (layer4, *.qkv.weight); repeatable."
+        ),
+    ] = None
+    skip_layers: Annotated[
+        list[str] | None, option("--skip-layers", panel=REPAIR, metavar="PATTERN", help="Leave these; repeatable.")
+    ] = None
+    keep_classifier: Annotated[
+        bool, option("--keep-classifier", panel=REPAIR, help="Leave the last layer as it is.")
+    ] = False
+    batchnorm: Annotated[
+        BatchNorm,
+        option("--batchnorm", panel=REPAIR, help="BatchNorm statistics after the projection, on unlabeled images."),
+    ] = BatchNorm.REESTIMATE
+    forget: Annotated[
+        str | None,
+        option("--forget", panel=REPAIR, metavar="FILE", help="Suspected samples whose directions are taken away."),
+    ] = None
+    forget_mode: Annotated[
+        ForgetMode,
+        option("--forget-mode", panel=REPAIR, help="Spare the directions that trusted samples share, or take all."),
+    ] = ForgetMode.KEEP_SHARED
+
+    def to_settings(self) -> ProjectionSettings:
+        """The options that say how.
+
+        Raises:
+            UsageError: The value of alpha is none.
+        """
+        return ProjectionSettings(
+            parse_alpha(self.alpha, self.importance),
+            self.importance,
+            tuple(self.layers or ()),
+            tuple(self.skip_layers or ()),
+            self.keep_classifier,
+            self.forget_mode,
+            self.batchnorm,
+        )
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the result goes."""
+
+    output: Annotated[
+        str | None, option("-o", "--output", panel=RUN, metavar="FILE|-", help="Where to write; - is stdout.")
+    ] = None
+    force: Annotated[bool, option("--force", panel=RUN, help="Overwrite an existing output.")] = False
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a command runs, the same for all."""
+
+    device: Annotated[str, option("--device", panel=RUN, help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    batch_size: Annotated[int, option("--batch-size", panel=RUN, min=1, help="Images at a time.")] = 128
+    workers: Annotated[
+        int | None, option("--workers", panel=RUN, min=0, help="Processes that decode images; one a core by default.")
+    ] = None
+    seed: Annotated[int, option("--seed", panel=RUN, min=0, help="For all that is random.")] = 0
+    cache_dir: Annotated[
+        Path | None,
+        option("--cache-dir", panel=RUN, metavar="DIR", envvar="SAP_CACHE", help="Where artifacts are kept."),
+    ] = None
+    quiet: Annotated[bool, option("--quiet", "-q", panel=RUN, help="Say nothing but errors.")] = False
+    verbose: Annotated[
+        bool, option("--verbose", "-v", panel=RUN, help="Also name every weight that is left as it is, and why.")
+    ] = False
+
+    def to_settings(self, strict_images: bool) -> RunSettings:
+        """The options, the device looked for.
+
+        Raises:
+            SapError: This machine has no such device.
+        """
+        from sapcli.device import resolve_device
+
+        workers = _cores() if self.workers is None else self.workers
+        return RunSettings(resolve_device(self.device), self.batch_size, workers, self.seed, strict_images)
+
+
+def _cores() -> int:
+    """The number of cores that this process may use, at most 16."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, 16)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for Typer whose parameters of a dataclass type stand for that class's fields.
+
+    So a group of options is written once and taken by a command as one value.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if not is_dataclass(hint):
+            parameters.append(parameter.replace(annotation=hint))
+            continue
+        groups[parameter.name] = hint
+        field_hints = get_type_hints(hint, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field_hints[field.name]
+            )
+            for field in fields(hint)
+        ]
+
+    @wraps(command)
+    def expanded(**arguments: Any) -> None:
+        for name, group in groups.items():
+            arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
+        command(**arguments)
+
+    parameters.sort(key=lambda parameter: parameter.kind)
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
+
+
+def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
+    """`C,H,W`, or `H,W` or one side for three channels.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        numbers = []
+    sizes = {1: [3, *numbers, *numbers], 2: [3, *numbers], 3: numbers}.get(len(numbers))
+    if sizes is None or min(sizes) < 1:
+        raise UsageError(f"--input-size {text}: expected C,H,W", "write it like --input-size 3,224,224")
+    channels, height, width = sizes
+    return channels, height, width
+
+
+def parse_numbers(option_name: str, text: str | None) -> tuple[float, ...] | None:
+    """Comma-separated numbers.
+
+    Raises:
+        UsageError: One is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option_name} {text}: expected numbers", f"write it like {option_name} 0.485,0.456,0.406"
+        ) from None
+
+
+def parse_alpha(text: str, importance: Importance) -> float | None:
+    """The value of `--alpha`, `None` for `auto`.
+
+    Raises:
+        UsageError: It is no number, or out of range.
+    """
+    if text == "auto":
+        return None
+    fraction = importance is Importance.GPM
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = math.nan
+    if not (0 < alpha <= 1 if fraction else 0 < alpha < math.inf):
+        raise UsageError(
+            f"--alpha {text}: expected auto or a number above 0" + (" and up to 1" if fraction else ""),
+            "0.99 is usual with --importance gpm" if fraction else "values from 1000 to 10000 are usual",
+        )
+    return alpha

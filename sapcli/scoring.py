@@ -1,0 +1,135 @@
+"""The classifier as a function from images to outcomes, a sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sapcli.architecture import Architecture, LoadedModel, Preprocessing
+from sapcli.errors import ArchitectureError, NumericsError
+from sapcli.images import Batch, Images
+from sapcli.progress import Progress
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded network with what is needed to feed it.
+
+    Attributes:
+        loaded: The module with the checkpoint's weights, on `device`, in eval mode.
+        architecture: What the module is.
+        device: Where it runs.
+    """
+
+    loaded: LoadedModel
+    architecture: Architecture
+    device: torch.device
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self.loaded.module
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Normalised float32 images on the device, from decoded uint8 `[n, C, H, W]`."""
+        return normalise(images.to(self.device, non_blocking=True), self.architecture.preprocessing)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's output, float32 `[n, classes]`, for decoded uint8 images `[n, C, H, W]`."""
+        with torch.inference_mode():
+            return self.check_output(self.module(self.inputs(images)), len(images))
+
+    def check_output(self, output: object, count: int) -> Tensor:
+        """`output` as the logits of `count` images.
+
+        Raises:
+            ArchitectureError: It is not one row of logits an image.
+        """
+        classes = self.architecture.num_classes
+        if not isinstance(output, Tensor) or output.shape != (count, classes):
+            found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ArchitectureError(
+                f"{self.architecture.name} returns {found} for {count} images, expected logits [{count}, {classes}]",
+                "give a factory whose module returns the logits alone (--arch file.py:factory)",
+            )
+        return output.float()
+
+
+def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """`(x / 255 - mean) / std` of uint8 images `[n, C, H, W]`, as float32."""
+    mean = torch.tensor(preprocessing.mean, device=images.device).reshape(1, -1, 1, 1) * 255
+    std = torch.tensor(preprocessing.std, device=images.device).reshape(1, -1, 1, 1) * 255
+    return (images.to(torch.float32) - mean) / std
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a classifier made of each readable sample, one row a sample.
+
+    Attributes:
+        indices: Positions in the dataset, int64 `[n]`, ascending.
+        labels: The given labels, int64 `[n]`.
+        losses: Cross-entropy with the given labels in nats, float32 `[n]`.
+        predictions: The most probable class, int64 `[n]`.
+        confidences: Its probability, float32 `[n]`.
+        ranks: How many classes are more probable than the given label, int64 `[n]`.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    losses: Tensor
+    predictions: Tensor
+    confidences: Tensor
+    ranks: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether the prediction is the given label, bool `[n]`."""
+        return self.predictions == self.labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def score(
+    classifier: Classifier,
+    images: Images,
+    progress: Progress,
+    stage: str,
+    indices: Sequence[int] | None = None,
+) -> Outcomes:
+    """Run the classifier in eval mode over the samples at `indices`, all by default.
+
+    Raises:
+        NumericsError: The network's output holds a NaN.
+    """
+    columns: list[tuple[Tensor, ...]] = []
+    classifier.module.eval()
+    with progress.stage(stage, len(images.dataset.paths) if indices is None else len(indices)) as advance:
+        for batch in images.batches(indices):
+            columns.append(_outcome(classifier, batch))
+            advance(len(batch.indices))
+    if not columns:
+        empty = torch.zeros(0, dtype=torch.int64)
+        return Outcomes(empty, empty, empty.float(), empty, empty.float(), empty)
+    return Outcomes(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+def _outcome(classifier: Classifier, batch: Batch) -> tuple[Tensor, ...]:
+    """The columns of `Outcomes` for one batch."""
+    logits = classifier.logits(batch.images)
+    if bool(logits.isnan().any()):
+        raise NumericsError(
+            f"the network's output is NaN for image number {int(batch.indices[logits.isnan().any(1).cpu()][0])}",
+            "look at the checkpoint's weights and the preprocessing (--mean, --std)",
+        )
+    labels = batch.labels.to(logits.device)
+    probabilities = logits.softmax(dim=1)
+    confidences, predictions = probabilities.max(dim=1)
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    of_label = logits.gather(1, labels.unsqueeze(1))
+    ranks = (logits > of_label).sum(dim=1)
+    return batch.indices, batch.labels, losses.cpu(), predictions.cpu(), confidences.cpu(), ranks.cpu()

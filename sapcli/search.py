@@ -1,0 +1,123 @@
+"""The choice of alpha: on validation data or by the knee; the unchanged model is always a candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+# The range of alpha in decades, and how often the step is halved around the best.
+_FIRST_DECADE, _LAST_DECADE = 2, 7
+_REFINEMENTS = 2
+# How much of the trusted samples that the model had right has to stay right.
+KNEE = 0.98
+# For `gpm`, alpha is a fraction of the energy.
+_ENERGIES = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+
+
+class Evidence(StrEnum):
+    """What chose alpha."""
+
+    FIXED = "fixed"
+    VALIDATION = "validation"
+    KNEE = "trusted knee"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and how it scored: a fraction in [0, 1] of validation samples, or of trusted samples kept right."""
+
+    alpha: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The outcome of a search; `alpha` is `None` where nothing beat the unchanged model."""
+
+    alpha: float | None
+    evidence: Evidence
+    trials: tuple[Trial, ...]
+    unchanged: float | None = None
+
+
+def best_on_validation(accuracy: Callable[[float], float], unchanged: float, energies: bool = False) -> Choice:
+    """The alpha with the highest accuracy on validation data.
+
+    Decades first, then twice half the step around the best. Of equals the larger alpha wins, since it changes less; the
+    unchanged model wins a tie with all.
+
+    Args:
+        accuracy: Of the model repaired with an alpha, in [0, 1].
+        unchanged: Accuracy of the model as it was.
+        energies: Whether alpha is a fraction of the energy, as for `gpm`.
+    """
+    trials: dict[float, float] = {}
+
+    def attempt(alphas: Sequence[float]) -> None:
+        for alpha in alphas:
+            if alpha not in trials:
+                trials[alpha] = accuracy(alpha)
+
+    def best() -> float:
+        return max(trials, key=lambda alpha: (trials[alpha], alpha))
+
+    if energies:
+        attempt(_ENERGIES)
+    else:
+        decades = [float(exponent) for exponent in range(_FIRST_DECADE, _LAST_DECADE + 1)]
+        attempt([_power(exponent) for exponent in decades])
+        step = 1.0
+        for _ in range(_REFINEMENTS):
+            step /= 2
+            middle = math.log10(best())
+            around = [middle - step, middle + step]
+            attempt([_power(exponent) for exponent in around if _FIRST_DECADE <= exponent <= _LAST_DECADE])
+    winner = best()
+    return Choice(
+        winner if trials[winner] > unchanged else None,
+        Evidence.VALIDATION,
+        tuple(Trial(alpha, trials[alpha]) for alpha in sorted(trials)),
+        unchanged,
+    )
+
+
+def knee(kept_right: Callable[[float], float], energies: bool = False) -> Choice:
+    """The smallest alpha at which at least 98% of the trusted samples that the model had right stay right.
+
+    Bisects the decades on a logarithmic scale, to an eighth of a decade: what stays right grows with alpha.
+
+    Args:
+        kept_right: Of the trusted samples that the model had right, the fraction that the model repaired with an alpha
+            has right.
+        energies: Whether alpha is a fraction of the energy, as for `gpm`.
+    """
+    if energies:
+        candidates = list(_ENERGIES)
+    else:
+        steps = range((_LAST_DECADE - _FIRST_DECADE) * 8 + 1)
+        candidates = [_power(_FIRST_DECADE + step / 8) for step in steps]
+    trials: dict[int, float] = {}
+
+    def passes(position: int) -> bool:
+        trials[position] = kept_right(candidates[position])
+        return trials[position] >= KNEE
+
+    low, high = 0, len(candidates)
+    while low < high:
+        middle = (low + high) // 2
+        if passes(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return Choice(
+        candidates[low] if low < len(candidates) else None,
+        Evidence.KNEE,
+        tuple(Trial(candidates[position], trials[position]) for position in sorted(trials)),
+    )
+
+
+def _power(exponent: float) -> float:
+    """`10 ** exponent`, rounded to three digits so that it can be typed again."""
+    return float(f"{10**exponent:.3g}")

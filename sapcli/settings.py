@@ -1,0 +1,113 @@
+"""What a user can choose: enums and frozen groups of options. Nothing here imports torch, for the sake of start-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sapcli.preprocessing import PreprocessingOverrides
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Strategy(StrEnum):
+    """What makes a label believable."""
+
+    LOSS = "loss"
+    """A low cross-entropy with the given label (Kodge et al., arXiv 2403.08618)."""
+    CURVATURE = "curvature"
+    """A low curvature of the loss in the input (Garg et al., ICML 2024), as in the published procedure."""
+    RANDOM = "random"
+    """Nothing: a uniform choice, the control."""
+
+
+class Importance(StrEnum):
+    """How eigenvalues become importances in (0, 1]."""
+
+    SAP = "sap"
+    """`alpha s / ((alpha - 1) s + 1)` with `s` the share of the energy (Kodge et al., arXiv 2403.08618, eq. 4)."""
+    SGP = "sgp"
+    """`alpha sigma / ((alpha - 1) sigma + max sigma)` (scaled gradient projection, Saha and Roy, AAAI 2023)."""
+    GPM = "gpm"
+    """1 for the leading directions that hold the fraction `alpha` of the energy, 0 for the rest (gradient projection
+    memory, Saha et al., ICLR 2021)."""
+
+
+class ForgetMode(StrEnum):
+    """What a forget set takes away; `Mr` keeps the trusted rows' space, `Mf` the forget rows'."""
+
+    KEEP_SHARED = "keep-shared"
+    """`W (I - (Mf - Mf Mr))^T`: the forget set's directions, except where the trusted set has them too."""
+    ALL = "all"
+    """`W (I - Mf)^T`: the forget set's directions, all of them."""
+
+
+class BatchNorm(StrEnum):
+    """What becomes of BatchNorm statistics after a projection."""
+
+    REESTIMATE = "reestimate"
+    KEEP = "keep"
+
+
+class OutputFormat(StrEnum):
+    """How metrics are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What means the same to every command."""
+
+    device: torch.device
+    batch_size: int = 128
+    workers: int = 0
+    seed: int = 0
+    strict_images: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What the user says of the architecture: its name, its factory's arguments, its preprocessing."""
+
+    arch: str | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    overrides: PreprocessingOverrides = field(default_factory=PreprocessingOverrides)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the images are, and what says which class they show."""
+
+    folder: Path
+    split: str | None = None
+    validation: Path | None = None
+    labels: Path | None = None
+    class_map: Path | None = None
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """How the trusted set is chosen: how many samples in all, and by what."""
+
+    count: int = 1000
+    strategy: Strategy = Strategy.LOSS
+
+
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """How the weights are changed; `alpha` is `None` where it is to be searched."""
+
+    alpha: float | None = None
+    importance: Importance = Importance.SAP
+    layers: tuple[str, ...] = ()
+    skip_layers: tuple[str, ...] = ()
+    keep_classifier: bool = False
+    forget_mode: ForgetMode = ForgetMode.KEEP_SHARED
+    batchnorm: BatchNorm = BatchNorm.REESTIMATE
