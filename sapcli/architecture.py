@@ -20,6 +20,7 @@ from sapcli.factories import Factory, find_factory, in_one_line
 from sapcli.fitting import built_input_size, fitting_plan, published_settings
 from sapcli.loading import Outline, fill, match_entries
 from sapcli.preprocessing import Preprocessing, PreprocessingOverrides, Settings, resolve_preprocessing
+from sapcli.recognition import name_of_only_match
 
 if TYPE_CHECKING:
     from sapcli.checkpoint import Checkpoint
@@ -98,9 +99,7 @@ def resolve_architecture(
             preprocessing is unknown.
     """
     description = describe(checkpoint, spec)
-    if description.name is None:
-        raise _unnamed(checkpoint)
-    factory = find_factory(description.name)
+    factory = find_factory(description.name or name_of_only_match(checkpoint))
     own = Settings(description.source, description.settings)
     requested = overrides.input_size or description.settings.get("input_size")
     plan = fitting_plan(checkpoint, factory, {**description.arguments, **(arguments or {})}, requested)
@@ -115,7 +114,7 @@ def resolve_architecture(
         num_classes=num_classes,
         label_names=description.label_names,
         preprocessing=preprocessing,
-        source="--arch" if spec is not None else description.source,
+        source=_source(spec, description),
     )
 
 
@@ -165,11 +164,10 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
     return arguments
 
 
-def _unnamed(checkpoint: Checkpoint) -> ArchitectureError:
-    return ArchitectureError(
-        f"nothing tells the architecture of {checkpoint.source}: no --arch, no config.json beside it, no metadata",
-        "Give --arch with a name of timm, torchvision:NAME, or path/to/file.py:factory.",
-    )
+def _source(spec: str | None, description: Description) -> str:
+    if spec is not None:
+        return "--arch"
+    return "the tensors' names and shapes" if description.name is None else description.source
 
 
 def _with_classes(factory: Factory, arguments: Mapping[str, object], num_classes: int) -> dict[str, object]:

@@ -106,12 +106,11 @@ class Factory:
 
     def outline(self, arguments: Mapping[str, object]) -> nn.Module:
         """Build the network for its names and shapes only: without memory where the factory permits it."""
-        try:
-            with torch.device("meta"):
+        # A factory that computes with values cannot run on the meta device; with its parameters alone there, most can.
+        for without_memory in (torch.device("meta"), _EmptyOnMeta()):
+            with contextlib.suppress(ArchitectureError), without_memory:
                 return self.build(arguments)
-        except ArchitectureError:
-            # A factory that computes with values cannot run on the meta device; a real fault comes up again.
-            return self.build(arguments)
+        return self.build(arguments)
 
 
 def find_factory(spec: str) -> Factory:
@@ -218,7 +217,9 @@ def _find_own(spec: str, place: str, name: str) -> Factory:
             f"{place} of --arch {spec} cannot be imported: {in_one_line(error)}",
             "Correct the module, or give the file itself: --arch path/to/file.py:factory.",
         ) from error
-    function = functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), module)
+    function: object = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
     if not callable(function):
         offered = [
             key
@@ -280,6 +281,18 @@ class _ZeroInsteadOfRandom(TorchFunctionMode):
         if func in _RANDOM_FILLS:
             with torch.no_grad():
                 return (args[0] if args else kwargs["tensor"]).zero_()
+        return func(*args, **kwargs)
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Tensors that are made empty, as parameters are, go to the meta device; those with values stay where they are."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 from sapcli.errors import ArchitectureError
 
@@ -14,6 +13,9 @@ _CROP_MODES = ("center", "squash", "border")
 
 # The effect of these on images of about the input's size is small; the other settings have no harmless value.
 _HARMLESS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
+# Beyond any real setting; what a file claims beyond it is damaged.
+_LARGEST = 1 << 16
+
 _OPTIONS = {"input_size": "--input-size", "mean": "--mean", "std": "--std"}
 
 
@@ -79,15 +81,13 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
     """
     given = {key: value for key, value in vars(overrides).items() if value is not None}
     layers = [*(Settings(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()), *sources]
-    chosen: dict[str, Any] = {}
-    used: dict[str, None] = {}
+    chosen: dict[str, tuple[object, str]] = {}  # the value and where it comes from
     for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"):
         layer = next((layer for layer in layers if layer.values.get(key) is not None), None)
         if layer is None and key in _HARMLESS:
             layer = Settings(f"the default {key}", _HARMLESS)
         if layer is not None:
-            chosen[key] = layer.values[key]
-            used[layer.source] = None
+            chosen[key] = layer.values[key], layer.source
 
     unknown = [option for key, option in _OPTIONS.items() if key not in chosen]
     if unknown:
@@ -95,43 +95,47 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
             f"{name} does not say how its input images are prepared, and nothing else does",
             f"Give {', '.join(unknown)} as in the training, or a pretrained_cfg on the network or in config.json.",
         )
-    where = ", ".join(used)
-    size = _sizes(chosen["input_size"], where)
+    size = _sizes(*chosen["input_size"])
     return Preprocessing(
         input_size=size,
-        mean=_per_channel("mean", chosen["mean"], size[0], where),
-        std=_per_channel("std", chosen["std"], size[0], where),
-        interpolation=_one_of("interpolation", chosen["interpolation"], _INTERPOLATIONS, where),
-        crop_pct=_positive("crop_pct", chosen["crop_pct"], where),
-        crop_mode=_one_of("crop_mode", chosen["crop_mode"], _CROP_MODES, where),
-        source=where,
+        mean=_per_channel("mean", *chosen["mean"], size[0]),
+        std=_per_channel("std", *chosen["std"], size[0]),
+        interpolation=_one_of("interpolation", *chosen["interpolation"], _INTERPOLATIONS),
+        crop_pct=_positive("crop_pct", *chosen["crop_pct"]),
+        crop_mode=_one_of("crop_mode", *chosen["crop_mode"], _CROP_MODES),
+        source=", ".join(dict.fromkeys(where for _, where in chosen.values())),
     )
 
 
 def _sizes(value: object, where: str) -> tuple[int, int, int]:
-    if isinstance(value, Sequence) and len(value) == 3 and all(type(size) is int and size > 0 for size in value):
-        return (value[0], value[1], value[2])
+    if isinstance(value, list | tuple) and [type(size) for size in value] == [int, int, int]:
+        channels, height, width = value
+        if all(0 < size <= _LARGEST for size in value):
+            return channels, height, width
     raise _senseless("input_size", value, "channels, height and width as positive integers", where)
 
 
-def _per_channel(key: str, value: object, channels: int, where: str) -> tuple[float, ...]:
-    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise _senseless(key, value, "a number per channel", where)
-    if key == "std" and not all(number > 0 for number in numbers):
+def _per_channel(key: str, value: object, where: str, channels: int) -> tuple[float, ...]:
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = [float(number) for number in values if _is_number(number)]
+    if len(numbers) != len(values) or len(numbers) not in {1, channels}:
+        raise _senseless(key, value, f"{channels} numbers, one per channel", where)
+    if key == "std" and min(numbers) <= 0:
         raise _senseless(key, value, "positive numbers", where)
-    if len(numbers) not in {1, channels}:
-        raise _senseless(key, value, f"{channels} values, one per channel", where)
-    return tuple(float(number) for number in numbers) * (channels if len(numbers) == 1 else 1)
+    return tuple(numbers) * (channels if len(numbers) == 1 else 1)
 
 
 def _positive(key: str, value: object, where: str) -> float:
-    if isinstance(value, int | float) and math.isfinite(value) and value > 0:
+    if _is_number(value) and value > 0:
         return float(value)
     raise _senseless(key, value, "a positive number", where)
 
 
-def _one_of(key: str, value: object, allowed: Sequence[str], where: str) -> str:
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and abs(value) <= _LARGEST  # which NaN is not
+
+
+def _one_of(key: str, value: object, where: str, allowed: Sequence[str]) -> str:
     if isinstance(value, str) and value in allowed:
         return value
     raise _senseless(key, value, f"one of {', '.join(allowed)}", where)

@@ -157,7 +157,6 @@ def test_the_shared_checkpoint_loads_with_its_own_preprocessing() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        (None, "nothing tells the architecture"),
         ("resnet_18", "no architecture named 'resnet_18'"),
         ("timm:vit_b_16", "no architecture named 'timm:vit_b_16'"),
         ("timm:hf-hub:someone/something", "no architecture named"),
@@ -175,7 +174,7 @@ def test_the_shared_checkpoint_loads_with_its_own_preprocessing() -> None:
     ],
 )
 def test_what_cannot_be_resolved_is_named(
-    resnet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str | None, says: str
+    resnet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, says: str
 ) -> None:
     write_factories(tmp_path / "code")
     (tmp_path / "code" / "wrong.py").write_text("def factory(:")

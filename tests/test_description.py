@@ -1,0 +1,79 @@
+"""Tests of what checkpoints say about themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from networks import save
+
+from sapcli.description import Description, describe, metadata_of
+from sapcli.errors import ArchitectureError
+
+TENSORS = {"weight": torch.ones(2)}
+TIMM = {"architecture": "resnet18", "model_args": {"in_chans": 1}, "pretrained_cfg": {"crop_pct": 0.5}}
+
+
+def test_config_json_goes_before_the_metadata_which_adds_the_label_names(tmp_path: Path) -> None:
+    metadata = {"architecture": "resnet34", "label_names": json.dumps(["a", "b"])}
+    description = describe(save(TENSORS, tmp_path, metadata, TIMM), None)
+    assert description == Description("resnet18", "config.json", {"in_chans": 1}, {"crop_pct": 0.5}, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"config": json.dumps(TIMM)},
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in TIMM.items()},
+        metadata_of(Description("resnet18", "anywhere", {"in_chans": 1}, {"crop_pct": 0.5})),
+        {"config": json.dumps(TIMM | {"architecture": "resnet34"}), "sap.architecture": "resnet18"},
+    ],
+)
+def test_the_metadata_tell_it_in_several_forms(tmp_path: Path, metadata: dict[str, str]) -> None:
+    description = describe(save(TENSORS, tmp_path, metadata), None)
+    assert description == Description("resnet18", "the metadata", {"in_chans": 1}, {"crop_pct": 0.5})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"resnet18"', "[" * 100_000])
+def test_metadata_of_others_are_left_alone(tmp_path: Path, text: str) -> None:
+    metadata = {"config": text, "model_args": text, "pretrained_cfg": text, "format": "pt"}
+    assert describe(save(TENSORS, tmp_path, metadata), None).name is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments"),
+    [
+        ("resnet18", {"in_chans": 1}),
+        ("timm:resnet18.a1_in1k", {"in_chans": 1}),
+        ("torchvision:resnet18", {}),
+        ("resnet34", {}),
+        ("some.module:resnet18", {}),
+    ],
+)
+def test_the_arguments_count_for_their_architecture_alone(
+    tmp_path: Path, spec: str, arguments: dict[str, object]
+) -> None:
+    description = describe(save(TENSORS, tmp_path, config=TIMM), spec)
+    assert (description.name, description.arguments) == (spec, arguments)
+    assert bool(description.settings) == bool(arguments)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"architecture": 5}, "architecture of config.json is a int, expected a str"),
+        ({"model_args": [1]}, "model_args of config.json is a list"),
+        ({"pretrained_cfg": "x"}, "pretrained_cfg of config.json is a str"),
+        ({"label_names": "abc"}, "label_names of config.json is no list"),
+        ({"label_names": ["a", 1]}, "label_names of config.json is no list"),
+        ({"label_names": {"1": "a", "2": "b"}}, "label_names of config.json is no list"),
+        ({"label_names": ["a", "b", "a"]}, "label_names of config.json has 'a' twice"),
+        ({"architecture": "here.py:factory"}, "only runs if you say so"),
+    ],
+)
+def test_a_configuration_of_another_form_is_an_error(tmp_path: Path, config: dict[str, object], says: str) -> None:
+    with pytest.raises(ArchitectureError) as raised:
+        describe(save(TENSORS, tmp_path, config=config), None)
+    assert says in raised.value.message

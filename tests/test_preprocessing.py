@@ -1,0 +1,77 @@
+"""Tests of the preprocessing and where it comes from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torchvision
+
+from sapcli.errors import ArchitectureError
+from sapcli.factories import find_factory
+from sapcli.preprocessing import PreprocessingOverrides, Settings, resolve_preprocessing
+
+CONFIG = Settings("config.json", {"input_size": [3, 32, 32], "mean": 0.5, "std": None})
+NETWORK = Settings(
+    "the network",
+    {"input_size": (3, 64, 64), "mean": (0, 0, 0), "std": (1, 1, 1), "crop_pct": 0.9, "interpolation": "bilinear"},
+)
+
+
+def test_each_setting_comes_from_the_first_source_that_has_it() -> None:
+    overrides = PreprocessingOverrides(crop_pct=0.8)
+    preprocessing = resolve_preprocessing("net", [CONFIG, NETWORK], overrides)
+    assert (preprocessing.input_size, preprocessing.mean) == ((3, 32, 32), (0.5, 0.5, 0.5))
+    assert (preprocessing.std, preprocessing.interpolation) == ((1.0, 1.0, 1.0), "bilinear")
+    assert (preprocessing.crop_pct, preprocessing.crop_mode) == (0.8, "center")
+    assert preprocessing.source == "config.json, the network, --crop-pct, the default crop_mode"
+    assert str(preprocessing) == "3x32x32, bilinear, crop 0.8, mean 0.5,0.5,0.5, std 1,1,1"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
+        (PreprocessingOverrides(), "--input-size, --mean, --std"),
+        (PreprocessingOverrides(input_size=(3, 8, 8)), "--mean, --std"),
+        (PreprocessingOverrides(mean=(0.5,), std=(0.5,), crop_pct=1.0), "--input-size"),
+    ],
+)
+def test_what_nothing_tells_is_asked_for(overrides: PreprocessingOverrides, options: str) -> None:
+    with pytest.raises(ArchitectureError) as raised:
+        resolve_preprocessing("net", [], overrides)
+    assert raised.value.hint.startswith(f"Give {options} ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("input_size", [3, 32]),
+        ("input_size", [3, 0, 32]),
+        ("input_size", "3,32,32"),
+        ("input_size", 32),
+        ("mean", [0.5, 0.5]),
+        ("mean", "0.5"),
+        ("mean", [math.nan] * 3),
+        ("std", 0.0),
+        ("std", [1, 1, -1]),
+        ("interpolation", "random"),
+        ("interpolation", 3),
+        ("crop_pct", 0),
+        ("crop_pct", math.inf),
+        ("crop_pct", 10**400),
+        ("crop_mode", "corner"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(key: str, value: object) -> None:
+    with pytest.raises(ArchitectureError, match=rf"{key} is .* \(from config.json\)"):
+        resolve_preprocessing("net", [Settings("config.json", {key: value}), NETWORK], PreprocessingOverrides())
+
+
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_torchvision_resizes_to_the_same_pixels_as_its_published_weights(name: str) -> None:
+    settings = find_factory(f"torchvision:{name}").settings()
+    assert settings is not None
+    preprocessing = resolve_preprocessing(name, [Settings("", settings)], PreprocessingOverrides())
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    assert preprocessing.input_size == (3, *transforms.crop_size * 2)
+    assert math.floor(preprocessing.input_size[1] / preprocessing.crop_pct) == transforms.resize_size[0]
