@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data.transforms_factory import create_transform
-from torch.utils.data import Dataset
 
 from sapcli.errors import UsageError
 from sapcli.folders import image_formats
@@ -27,7 +26,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-class Decoder(Dataset[list[Pixels | str]]):
+class Decoder:
     """Reads images and brings them into the shape that a model expects, by timm's evaluation transform.
 
     Images are turned upright by their EXIF orientation, the first frame of an animation stands for it, and grey images
@@ -61,7 +60,7 @@ class Decoder(Dataset[list[Pixels | str]]):
             crop_mode=preprocessing.crop_mode,
         )
 
-    def __getitem__(self, paths: Sequence[str]) -> list[Pixels | str]:
+    def __call__(self, paths: Sequence[str]) -> list[Pixels | str]:
         """For each path relative to the data folder the pixels, uint8 `[C, H, W]`, or the reason why there are none."""
         with warnings.catch_warnings():
             # Pillow warns of odd metadata in images that it reads all the same.

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sapcli.decoding import Decoder, Pixels
 from sapcli.errors import DatasetError
+from sapcli.workers import WorkerError, map_in_workers
 
 if TYPE_CHECKING:
     from sapcli.dataset import Dataset
@@ -179,57 +175,15 @@ class Images:
         seconds_left = 0.0
         while chunks and (self._workers == 0 or seconds_left <= _WORTH_WORKERS):
             began = time.perf_counter()
-            decoded = self._decoder[chunks.popleft()]
+            decoded = self._decoder(chunks.popleft())
             seconds_left = (time.perf_counter() - began) * len(chunks)
             yield from decoded
         if chunks:
-            yield from chain.from_iterable(self._in_workers(list(chunks)))
-
-    def _in_workers(self, chunks: list[list[str]]) -> Iterator[list[Pixels | str]]:
-        workers = min(self._workers, len(chunks))
-        loader = DataLoader(
-            self._decoder,
-            batch_size=None,
-            sampler=chunks,
-            num_workers=workers,
-            # Arrays go through a pipe; tensors would need shared memory, of which containers have little.
-            collate_fn=_unchanged,
-            worker_init_fn=_ignore_interrupts,
-            # A generator of its own, so that the loader does not draw from the one that the caller may have seeded.
-            generator=torch.Generator(),
-        )
-        try:
-            with _child_signal_restored():
-                results = iter(loader)
-            yield from results
-        except (RuntimeError, OSError) as error:
-            raise DatasetError(
-                f"{self.dataset.root}: one of {workers} processes that decode images died or could not start: {error}",
-                "The machine may be short of memory: use fewer --workers; 0 decodes without processes.",
-            ) from error
-
-
-@contextmanager
-def _child_signal_restored() -> Iterator[None]:
-    """Keep the handler of SIGCHLD as it was.
-
-    The loader installs one that raises a worker's death wherever the main thread happens to be, in the caller's code
-    too. Without it the loader finds out when it looks for the worker's data.
-    """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-
-
-def _unchanged(result: list[Pixels | str]) -> list[Pixels | str]:
-    return result
-
-
-def _ignore_interrupts(_worker: int) -> None:
-    # Ctrl-C reaches all processes of a terminal; the main one ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                for decoded in map_in_workers(self._decoder, list(chunks), self._workers):
+                    yield from decoded
+            except WorkerError as error:
+                raise DatasetError(
+                    f"{self.dataset.root}: a process that decodes images died or could not start: {error}",
+                    "The machine may be short of memory: use fewer --workers; 0 decodes without processes.",
+                ) from error

@@ -25,7 +25,7 @@ GREY = replace(PLAIN, input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
 
 
 def decoded(path: Path, preprocessing: Preprocessing = PLAIN) -> Pixels:
-    (pixels,) = Decoder(path.parent, preprocessing)[[path.name]]
+    (pixels,) = Decoder(path.parent, preprocessing)([path.name])
     assert not isinstance(pixels, str), pixels
     return pixels
 
@@ -33,7 +33,7 @@ def decoded(path: Path, preprocessing: Preprocessing = PLAIN) -> Pixels:
 def reason(path: Path, preprocessing: Preprocessing = PLAIN) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (text,) = Decoder(path.parent, preprocessing)[[path.name]]
+        (text,) = Decoder(path.parent, preprocessing)([path.name])
     assert isinstance(text, str)
     assert text
     assert "\n" not in text
@@ -201,5 +201,5 @@ def test_damage_anywhere_gives_pixels_or_a_reason(
     content[start : start + len(garbage)] = garbage
     path = tmp_path / "a.png"
     path.write_bytes(content[: start + len(garbage)] if cut else content)
-    (result,) = Decoder(tmp_path, PLAIN)[["a.png"]]
+    (result,) = Decoder(tmp_path, PLAIN)(["a.png"])
     assert (result.shape == (3, 8, 8)) if isinstance(result, np.ndarray) else result
