@@ -50,6 +50,7 @@ class Architecture:
         label_names: The classes' names in the order of the outputs, where the checkpoint has them.
         preprocessing: How its input images are prepared.
         source: What named the architecture: `--arch`, `config.json`, `the metadata`, `the tensors' names and shapes`.
+        code_digest: A hash of the user's own file that builds the network; empty for a library's network.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Architecture:
     label_names: tuple[str, ...] | None
     preprocessing: Preprocessing
     source: str
+    code_digest: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
@@ -115,6 +117,7 @@ def resolve_architecture(
         label_names=description.label_names,
         preprocessing=preprocessing,
         source=_source(spec, description),
+        code_digest=factory.code_digest,
     )
 
 

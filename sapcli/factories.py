@@ -62,6 +62,16 @@ class Factory:
     folder: Path | None = None
     settings: Callable[[], Mapping[str, object] | None] = lambda: None
 
+    @property
+    def code_digest(self) -> str:
+        """SHA-256 of the file that the user's own function stands in; empty for a library's, or where there is none."""
+        if self.folder is None:
+            return ""
+        with contextlib.suppress(TypeError, OSError):
+            source = inspect.getsourcefile(inspect.unwrap(self.function))
+            return "" if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()
+        return ""
+
     def accepts(self, argument: str) -> bool:
         """Whether the function can be called with `argument`."""
         parameters = _parameters(self.function)

@@ -182,6 +182,7 @@ class Session:
         return {
             "weights": self.checkpoint.digest,
             "architecture": self.architecture.to_metadata(),
+            "code": self.architecture.code_digest,
             "data": fingerprint,
             "device": settings.device.type,
             "batch_size": settings.batch_size,

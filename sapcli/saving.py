@@ -36,7 +36,8 @@ def write_checkpoint(
     Args:
         checkpoint: What is to be written.
         destination: A path, as explained at `output_files`, or an open file, which gets the single-file form.
-        replacements: New tensors for some entries, of the same shapes; they are cast to the entries' dtypes.
+        replacements: New tensors for some entries, of the same shapes, each asked for once; they are cast to the
+            entries' dtypes.
         metadata: The texts for the header (of every shard, and for the index), in place of the checkpoint's own.
 
     Raises:
@@ -44,9 +45,9 @@ def write_checkpoint(
         NumericsError: A replacement is not finite in its entry's dtype.
         ValueError: A replacement has no entry, or another shape.
     """
-    for name, tensor in replacements.items():
-        if name not in checkpoint.entries or checkpoint.entries[name].shape != tensor.shape:
-            raise ValueError(f"no entry {name} of shape {tuple(tensor.shape)} to replace")
+    unknown = replacements.keys() - checkpoint.entries.keys()
+    if unknown:
+        raise ValueError(f"no entry {min(unknown)} to replace")
 
     def data(name: str) -> Iterable[Buffer]:
         if name in replacements:
@@ -162,6 +163,8 @@ def _write_single(
 
 def _cast(checkpoint: Checkpoint, name: str, tensor: Tensor) -> Tensor:
     """The replacement as the file stores it: in half precision, large values turn into infinities."""
+    if tensor.shape != checkpoint.entries[name].shape:
+        raise ValueError(f"no entry {name} of shape {tuple(tensor.shape)} to replace")
     stored = tensor.detach().to(device="cpu", dtype=checkpoint.entries[name].dtype)
     if not torch.isfinite(stored).all():
         raise NumericsError(
