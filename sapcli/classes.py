@@ -130,9 +130,8 @@ def _names_of_map(num_classes: int, mapping: Mapping[str, str | int], class_map:
     folders = {value: folder for folder, value in reversed([*mapping.items()]) if isinstance(value, int)}
     if folders:
         # Numbers that the map leaves out are classes that the data lacks.
-        names = tuple(folders.get(position, str(position)) for position in range(max(num_classes, max(folders) + 1)))
-    else:
-        names = tuple(sorted({str(value) for value in mapping.values()}))
+        return tuple(folders.get(position, str(position)) for position in range(num_classes))
+    names = tuple(sorted({str(value) for value in mapping.values()}))
     if len(names) != num_classes:
         raise DatasetError(
             f"{class_map}: the map has {len(names)} classes, and the model has {num_classes}",

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from sapcli.archives import is_archive, unpacked_archive
 from sapcli.classes import ClassNames, FoundClasses, resolve_class_names, shown
 from sapcli.errors import DatasetError, UsageError
 from sapcli.folders import (
     ImageFile,
     Split,
     image_suffixes,
-    is_archive,
     open_split,
     split_folders,
     subfolders,
-    unpacked_archive,
 )
 from sapcli.label_files import LabelFile, LabelRow, read_labels, read_path_list
 

@@ -1,16 +1,12 @@
-"""What lies in a data folder: its image files, its splits, and the archives that a folder can come in."""
+"""What lies in a data folder: its image files, its class folders and its splits."""
 
 from __future__ import annotations
 
 import functools
 import os
 import stat
-import tarfile
-import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path
 
 from PIL import Image
@@ -24,7 +20,6 @@ _COMMON_FORMATS = ("JPEG", "PNG")
 _SYSTEM_NAMES = frozenset(
     {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 )
-_ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
 
 _Identity = tuple[int, int]
@@ -148,61 +143,6 @@ def split_folders(root: Path, *, without_classes: bool = False) -> dict[str, str
     if without_classes and all(name.lower() in _SPLIT_NAMES for name in names):
         return named
     return {split: name for split, name in named.items() if subfolders(root / name)}
-
-
-def is_archive(path: Path) -> bool:
-    """Whether the name is that of a tar archive, compressed or not."""
-    return path.name.lower().endswith(_ARCHIVE_SUFFIXES)
-
-
-def unpacked_archive(path: Path) -> Path:
-    """Unpack a tar archive of a data folder; an unchanged archive is unpacked once in a process.
-
-    Returns:
-        A folder among the temporary files that is removed when the process ends; where the archive holds a single
-        folder, that folder.
-
-    Raises:
-        DatasetError: If it is no tar archive, is damaged, holds links or a path that leads outside, or does not fit.
-    """
-    try:
-        status = path.stat()
-        folder = _unpacked(path.resolve(), status.st_size, status.st_mtime_ns)
-    except tarfile.FilterError as error:
-        raise DatasetError(
-            f"{path}: refused to unpack the archive: {error}", "Unpack it yourself and give the folder instead."
-        ) from error
-    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, LZMAError) as error:
-        raise DatasetError(
-            f"{path}: cannot unpack the archive: {error}",
-            "Check that it is a complete tar archive and fits the disk.",
-        ) from error
-    names = subfolders(folder)
-    files_beside = any(not _is_folder(entry) for entry in _entries(folder))
-    return folder / names[0] if len(names) == 1 and not files_beside else folder
-
-
-class _LinkError(tarfile.FilterError):
-    """A link inside an archive, which could lead outside the folder."""
-
-
-# The folders of unpacked archives: a TemporaryDirectory removes its folder when nothing refers to it, or at exit.
-_UNPACKED: list[tempfile.TemporaryDirectory[str]] = []
-
-
-@functools.cache
-def _unpacked(path: Path, _size: int, _modified_ns: int) -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="sap-data-", ignore_cleanup_errors=True)
-    with tarfile.open(path) as archive:
-        archive.extractall(folder.name, filter=_member_without_links)
-    _UNPACKED.append(folder)
-    return Path(folder.name)
-
-
-def _member_without_links(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    if member.issym() or member.islnk():
-        raise _LinkError(f"{member.name!r} is a link")
-    return tarfile.data_filter(member, folder)
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:

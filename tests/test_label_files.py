@@ -160,6 +160,8 @@ def test_class_map_gives_the_order_where_nothing_else_does(tmp_path: Path) -> No
     [
         ("map.csv", "folder,class\na,lion\n", "'a' is mapped to 'lion'"),
         ("map.json", '{"a": 7}', "'a' is mapped to 7"),
+        ("map.json", '{"a": 99999999999}', "'a' is mapped to 99999999999"),
+        ("map.json", '{"a": -1}', "'a' is mapped to -1"),
         ("map.json", '{"a": null}', "'a' is mapped to None"),
         ("map.json", "{", "not JSON"),
         ("map.csv", "x,y\na,b\n", "the header is 'x,y'"),
@@ -172,3 +174,10 @@ def test_bad_class_map(tmp_path: Path, name: str, text: str, message: str) -> No
     (tmp_path / name).write_text(text)
     with pytest.raises(DatasetError, match=message):
         opened(data, label_names=CLASSES, class_map=tmp_path / name)
+
+
+def test_numbers_beyond_the_model_without_label_names(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", ("a", "b", "c"))
+    (tmp_path / "map.json").write_text('{"a": 0, "b": 1, "c": 99999999999}')
+    with pytest.raises(DatasetError, match="'c' is mapped to 99999999999"):
+        opened(data, class_map=tmp_path / "map.json")
