@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 from sapcli import console, saving
 from sapcli.bases import Bases, read_bases, write_bases
 from sapcli.cache import Cache
-from sapcli.checkpoint import Checkpoint, open_checkpoint
-from sapcli.errors import CheckpointError, DatasetError, GateError, UsageError
+from sapcli.checkpoint import open_checkpoint
+from sapcli.errors import DatasetError, GateError, UsageError
 from sapcli.evaluation import Metrics, measure, paired_gain
-from sapcli.files import atomic_write, temporary_copy
+from sapcli.files import temporary_copy
 from sapcli.images import Images
 from sapcli.options import DataOptions, ModelOptions, OutputOptions, ProjectionOptions, RunOptions, SelectionOptions
+from sapcli.outputs import STDIO, destination_checkpoint, destination_file, one_stdin, open_output
 from sapcli.pipeline import Repair, Samples, Session
 from sapcli.report import EvaluationReport, render_evaluation
 from sapcli.scoring import Outcomes
 from sapcli.search import KNEE, Evidence
 from sapcli.selection import TrustedSet, parse_trusted
 from sapcli.settings import OutputFormat
-
-_STDIO = "-"
 
 
 @dataclass(frozen=True)
@@ -58,12 +54,12 @@ class Inputs:
 
 def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -> None:
     """`sap select`."""
-    destination = _destination(output, None)
+    destination = destination_file(output, None)
     terminal = console.Terminal(inputs.run.quiet)
     session = inputs.session(terminal, selection.validation)
     trusted = session.select(selection.to_settings())
     _name_unreadable(terminal, session.training_images)
-    with _open_output(destination) as handle:
+    with open_output(destination) as handle:
         handle.write(trusted.to_json_lines().encode("utf-8", "surrogateescape"))
     if destination is not None:
         console.print_result(str(destination))
@@ -71,10 +67,10 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
 
 def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None, output: OutputOptions) -> None:
     """`sap activations`."""
-    _one_stdin(CHECKPOINT=inputs.checkpoint, trusted=trusted)
-    beside = Path() if inputs.checkpoint == _STDIO else Path(inputs.checkpoint)
+    one_stdin(CHECKPOINT=inputs.checkpoint, trusted=trusted)
+    beside = Path() if inputs.checkpoint == STDIO else Path(inputs.checkpoint)
     default = (beside if beside.is_dir() else beside.parent) / "bases.safetensors"
-    destination = _destination(output, default)
+    destination = destination_file(output, default)
     terminal = console.Terminal(inputs.run.quiet)
     session = inputs.session(terminal, selection.validation)
     samples = _trusted_samples(session, selection, trusted)
@@ -97,12 +93,12 @@ def project(
     output: OutputOptions,
 ) -> None:
     """`sap project`."""
-    _one_stdin(CHECKPOINT=inputs.checkpoint, trusted=trusted, bases=projection.bases, forget=projection.forget)
+    one_stdin(CHECKPOINT=inputs.checkpoint, trusted=trusted, bases=projection.bases, forget=projection.forget)
     settings = projection.to_settings()
     terminal = console.Terminal(inputs.run.quiet)
     session = inputs.session(terminal, selection.validation)
     checkpoint = session.checkpoint
-    destination = _checkpoint_destination(checkpoint, output)
+    destination = destination_checkpoint(checkpoint, output)
     if checkpoint.metadata.get("sap.repaired") == "true":
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if require_gain is not None and session.validation is None:
@@ -146,8 +142,8 @@ def evaluate(
     output: OutputOptions,
 ) -> None:
     """`sap eval`."""
-    _one_stdin(CHECKPOINT=inputs.checkpoint, baseline=baseline)
-    destination = _destination(output, None)
+    one_stdin(CHECKPOINT=inputs.checkpoint, baseline=baseline)
+    destination = destination_file(output, None)
     terminal = console.Terminal(inputs.run.quiet)
     evaluation = _evaluate(inputs, terminal)
     reference = None if baseline is None else _evaluate(replace(inputs, checkpoint=baseline), terminal)
@@ -158,7 +154,7 @@ def evaluate(
     report = EvaluationReport(
         evaluation.metrics, tuple(evaluation.unreadable), None if reference is None else reference.metrics, gain
     )
-    with _open_output(destination) as handle:
+    with open_output(destination) as handle:
         handle.write(render_evaluation(report, output_format).encode("utf-8", "surrogateescape"))
     if min_accuracy is not None and not evaluation.metrics.top1 >= min_accuracy:
         raise GateError(
@@ -200,61 +196,9 @@ def _evaluate(inputs: Inputs, terminal: console.Terminal) -> _Evaluation:
     )
 
 
-def _one_stdin(**sources: str | None) -> None:
-    """Make sure that at most one input comes from stdin."""
-    from_stdin = [name if name.isupper() else f"--{name}" for name, source in sources.items() if source == _STDIO]
-    if len(from_stdin) > 1:
-        raise UsageError(f"{' and '.join(from_stdin)} cannot both be read from stdin", "give a file for one of them")
-
-
-def _destination(output: OutputOptions, default: Path | None) -> Path | None:
-    """The file to write, `None` for stdout; made sure of before the work begins."""
-    if output.output == _STDIO or (output.output is None and default is None):
-        return None
-    path = default if output.output is None else Path(output.output)
-    assert path is not None
-    _may_write(path, output.force)
-    return path
-
-
-def _checkpoint_destination(checkpoint: Checkpoint, output: OutputOptions) -> Path | None:
-    """Where the corrected checkpoint goes, `None` for stdout; made sure of before the work begins."""
-    if output.output == _STDIO:
-        return None
-    path = saving.default_output(checkpoint) if output.output is None else Path(output.output)
-    for file in saving.output_files(checkpoint, path):
-        if checkpoint.path is not None and file.exists() and file.samefile(checkpoint.path):
-            raise CheckpointError(
-                f"{file} is the input itself, which is never overwritten", "name another file with -o"
-            )
-        _may_write(file, output.force)
-    return path
-
-
-def _may_write(path: Path, force: bool) -> None:
-    """Raise what would keep `path` from being written in the end."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", "name a file with -o")
-    if path.exists() and path.is_file() and not force:
-        raise CheckpointError(f"{path} exists already", "name another file with -o, or overwrite it with --force")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"the folder {path.parent} does not exist", "make it first, or name another with -o")
-
-
-@contextmanager
-def _open_output(destination: Path | None) -> Iterator[IO[bytes]]:
-    """The destination, atomically written, or stdout."""
-    if destination is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    else:
-        with atomic_write(destination) as handle:
-            yield handle
-
-
 def _trusted_samples(session: Session, selection: SelectionOptions, trusted: str | None) -> Samples:
     """The trusted samples: given as a folder, as a list, or selected."""
-    if trusted is not None and trusted != _STDIO and Path(trusted).is_dir():
+    if trusted is not None and trusted != STDIO and Path(trusted).is_dir():
         return session.folder_samples(Path(trusted))
     chosen = session.select(selection.to_settings()) if trusted is None else _given_trusted(session, trusted)
     return session.trusted_samples(chosen)
@@ -262,9 +206,9 @@ def _trusted_samples(session: Session, selection: SelectionOptions, trusted: str
 
 def _given_trusted(session: Session, source: str) -> TrustedSet:
     """The list of samples in a file or on stdin."""
-    name = "stdin" if source == _STDIO else source
+    name = "stdin" if source == STDIO else source
     try:
-        content = sys.stdin.buffer.read() if source == _STDIO else Path(source).read_bytes()
+        content = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
     except OSError as error:
         raise DatasetError(f"{source} cannot be read: {error.strerror}", "name a list that exists") from error
     # Paths are bytes that need not be UTF-8; they are looked up as the file system gives them.
@@ -272,7 +216,7 @@ def _given_trusted(session: Session, source: str) -> TrustedSet:
 
 
 def _given_bases(source: str) -> Bases:
-    if source != _STDIO:
+    if source != STDIO:
         return read_bases(Path(source))
     with temporary_copy(source) as handle:
         return read_bases(Path(handle.name), "stdin")

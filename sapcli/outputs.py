@@ -1,0 +1,69 @@
+"""Where a command reads from and writes to: files made sure of before the work begins, `-` for stdin and stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from sapcli import saving
+from sapcli.checkpoint import Checkpoint
+from sapcli.errors import CheckpointError, UsageError
+from sapcli.files import atomic_write
+from sapcli.options import OutputOptions
+
+STDIO = "-"
+
+
+def one_stdin(**sources: str | None) -> None:
+    """Make sure that at most one input comes from stdin."""
+    from_stdin = [name if name.isupper() else f"--{name}" for name, source in sources.items() if source == STDIO]
+    if len(from_stdin) > 1:
+        raise UsageError(f"{' and '.join(from_stdin)} cannot both be read from stdin", "give a file for one of them")
+
+
+def destination_file(output: OutputOptions, default: Path | None) -> Path | None:
+    """The file to write, `None` for stdout; made sure of before the work begins."""
+    if output.output == STDIO or (output.output is None and default is None):
+        return None
+    path = default if output.output is None else Path(output.output)
+    assert path is not None
+    check_writable(path, output.force)
+    return path
+
+
+def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions) -> Path | None:
+    """Where the corrected checkpoint goes, `None` for stdout; made sure of before the work begins."""
+    if output.output == STDIO:
+        return None
+    path = saving.default_output(checkpoint) if output.output is None else Path(output.output)
+    for file in saving.output_files(checkpoint, path):
+        if checkpoint.path is not None and file.exists() and file.samefile(checkpoint.path):
+            raise CheckpointError(
+                f"{file} is the input itself, which is never overwritten", "name another file with -o"
+            )
+        check_writable(file, output.force)
+    return path
+
+
+def check_writable(path: Path, force: bool) -> None:
+    """Raise what would keep `path` from being written in the end."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "name a file with -o")
+    if path.exists() and path.is_file() and not force:
+        raise CheckpointError(f"{path} exists already", "name another file with -o, or overwrite it with --force")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"the folder {path.parent} does not exist", "make it first, or name another with -o")
+
+
+@contextmanager
+def open_output(destination: Path | None) -> Iterator[IO[bytes]]:
+    """The destination, atomically written, or stdout."""
+    if destination is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with atomic_write(destination) as handle:
+            yield handle
