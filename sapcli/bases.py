@@ -8,9 +8,9 @@ of each, what was left out and why, and the hashes of the checkpoint and of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,14 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sapcli.capture import Capture, Sighting, Use
-from sapcli.errors import CheckpointError, DatasetError
+from sapcli.capture import Capture, Sighting
+from sapcli.errors import CheckpointError, DatasetError, NumericsError
 from sapcli.images import Images
 from sapcli.moments import Basis, SecondMoment
+from sapcli.operands import Use
 from sapcli.progress import Progress
 from sapcli.rows import WeightView
 from sapcli.saving import write_safetensors
 from sapcli.scoring import Classifier
+from sapcli.segments import Segment, disjoint_segments
 
 _FORMAT = "sap.bases/1"
 
@@ -54,6 +56,19 @@ class Bases:
     checkpoint: str
     samples: str
 
+    def require_rows(self, weights: Collection[str]) -> None:
+        """Make sure that these weights have seen activations to be projected onto.
+
+        Raises:
+            NumericsError: A weight multiplied activations of no rows at all, as an expert that no sample was sent to.
+        """
+        for name in weights:
+            if not all(piece.basis.rows for piece in self.pieces[name]):
+                raise NumericsError(
+                    f"{name} is used, but none of the samples' activations reached it",
+                    f"give more trusted samples, or leave the weight out with --skip-layers {name}",
+                )
+
 
 class SecondMoments:
     """The second moments of all weights that a network's forward passes use.
@@ -69,54 +84,77 @@ class SecondMoments:
         of_weight = self._moments.setdefault(use.weight, {})
         if use.view not in of_weight:
             of_weight[use.view] = SecondMoment(use.weight, use.view.groups, use.view.row_length)
-        for chunk in use.rows():
-            of_weight[use.view].add(chunk)
+        of_weight[use.view].add(use.rows)
 
     def views(self) -> dict[str, tuple[WeightView, ...]]:
         """The windows of each weight that multiply activations."""
-        return {name: tuple(views) for name, views in self._moments.items() if not _overlap(views)}
+        return {name: tuple(segment.view for segment in segments) for name, segments in self._segments().items()}
+
+    def counts(self) -> dict[str, dict[WeightView, int]]:
+        """How many rows each window of each weight has multiplied so far, per group."""
+        return {
+            name: {view: moment.count for view, moment in moments.items()} for name, moments in self._moments.items()
+        }
 
     def skipped(self) -> dict[str, str]:
         """Why each remaining weight of two or more dimensions is not projected."""
-        views = self.views()
+        projectable = self._segments()
         return {
-            name: "used in pieces that overlap" if name in self._moments else reason(sighting)
+            name: reason(sighting, overlapping=sighting.is_projectable and name in self._moments)
             for name, sighting in self.capture.sightings.items()
-            if name not in views
+            if name not in projectable
         }
 
     def pieces(self, progress: Progress) -> dict[str, tuple[Piece, ...]]:
         """The bases, decomposed one after the other; each second moment is let go of as soon as it is."""
-        views = self.views()
-        with progress.stage("decomposing", len(views), "layers") as advance:
+        projectable = self._segments()
+        with progress.stage("decomposing", len(projectable), "layers") as advance:
             found = {}
-            for name, windows in views.items():
+            for name, segments in projectable.items():
                 moments = self._moments.pop(name)
-                found[name] = tuple(Piece(view, moments.pop(view).basis()) for view in windows)
+                bases = {view: moments.pop(view).basis() for view in list(moments)}
+                found[name] = tuple(Piece(segment.view, _basis_of(name, segment, bases)) for segment in segments)
                 advance(1)
         return found
 
+    def _segments(self) -> dict[str, tuple[Segment, ...]]:
+        """The pieces of each weight that can be projected."""
+        divided = {
+            name: disjoint_segments(views)
+            for name, views in self._moments.items()
+            if self.capture.sightings[name].is_projectable
+        }
+        return {name: segments for name, segments in divided.items() if segments}
 
-def reason(sighting: Sighting) -> str:
+
+def _basis_of(name: str, segment: Segment, bases: Mapping[WeightView, Basis]) -> Basis:
+    """The basis of all rows that a segment multiplies, from those of the uses that it belongs to."""
+    parts = []
+    for view, group in segment.sources:
+        basis = bases[view]
+        if group is None:
+            return basis
+        parts.append(Basis(basis.vectors[group : group + 1], basis.values[group : group + 1], basis.rows))
+    together = SecondMoment(name, 1, segment.view.row_length)
+    for part in parts:
+        # The rows diag(sigma) U^T have the second moment U diag(sigma^2) U^T of the rows that were seen.
+        together.add((part.vectors * part.values.sqrt().unsqueeze(1)).mT)
+    return replace(together.basis(), rows=sum(part.rows for part in parts))
+
+
+def reason(sighting: Sighting, overlapping: bool = False) -> str:
     """Why a weight that was seen like this is not projected, in words."""
+    if overlapping:
+        return "used in pieces that overlap"
     if sighting.transformed_by:
-        return f"transformed before it meets activations ({_operators(sighting.transformed_by)})"
+        return f"transformed before it multiplies activations ({_operators(sighting.transformed_by)})"
     if sighting.consumers:
-        return f"never multiplies activations (read by {_operators(sighting.consumers)})"
+        return f"in no matrix product or convolution with activations (read by {_operators(sighting.consumers)})"
     return "not used in eval mode"
 
 
 def _operators(names: set[str]) -> str:
     return ", ".join(sorted(name.removeprefix("aten.") for name in names))
-
-
-def _overlap(views: Iterable[WeightView]) -> bool:
-    """Whether an element of the weight lies in more than one of the windows."""
-    windows = list(views)
-    if len(windows) == 1:
-        return False
-    elements = torch.cat([view.elements().flatten() for view in windows]).sort().values
-    return bool((elements.diff() == 0).any())
 
 
 def collect_bases(

@@ -13,7 +13,9 @@ from sapcli.bases import Bases
 from sapcli.calibration import batchnorm_layers
 from sapcli.checkpoint import Checkpoint
 from sapcli.errors import NumericsError, UsageError
+from sapcli.moments import Basis
 from sapcli.projection import project
+from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
 from sapcli.settings import ForgetMode, Importance
 
@@ -114,6 +116,9 @@ class Correction:
         forget: Bases of the suspected samples.
         forget_mode: What they take away.
         calibrate: Re-estimates the BatchNorm statistics after a projection; `None` keeps them.
+
+    Raises:
+        NumericsError: No activation of the samples reached a weight that is to be projected.
     """
 
     def __init__(
@@ -128,6 +133,7 @@ class Correction:
         forget_mode: ForgetMode = ForgetMode.KEEP_SHARED,
         calibrate: Callable[[], None] | None = None,
     ) -> None:
+        bases.require_rows(plan.projected)
         self._classifier = classifier
         self._checkpoint = checkpoint
         self._bases = bases
@@ -189,14 +195,19 @@ class Correction:
         precision = torch.float64 if entry_dtype == torch.float64 and device.type != "mps" else torch.float32
         original = self._original(name).to(device, precision)
         projected = original.clone()
-        forget = self._forget.pieces.get(name) if self._forget is not None else None
-        for number, piece in enumerate(self._bases.pieces[name]):
+        forget: dict[WeightView, Basis] = {}
+        if self._forget is not None:
+            forget = {piece.view: piece.basis for piece in self._forget.pieces.get(name, ())}
+        for piece in self._bases.pieces[name]:
+            if self._forget is not None and piece.view not in forget:
+                # What the forget set never met has nothing to forget.
+                continue
             matrices = project(
                 piece.view.matrices(original),
                 piece.basis,
                 self._kind,
                 alpha,
-                forget[number].basis if forget is not None else None,
+                forget.get(piece.view),
                 self._forget_mode,
             )
             piece.view.replace(projected, matrices)
@@ -216,13 +227,18 @@ class Correction:
 
     def _entries(self) -> dict[str, str]:
         """The name of each entry that changes, to that of the tensor behind it: tied entries all get the same."""
-        changed = {id(self._parameters[name]): name for name in self._plan.projected}
-        changed |= {id(buffer): name for name, buffer in self._buffers.items()}
+        changed = {_place(self._parameters[name]): name for name in self._plan.projected}
+        changed |= {_place(buffer): name for name, buffer in self._buffers.items()}
         return {
-            self._classifier.loaded.entry_names[name]: changed[id(tensor)]
-            for name, tensor in self._classifier.module.state_dict(keep_vars=True).items()
-            if id(tensor) in changed and name in self._classifier.loaded.entry_names
+            self._classifier.loaded.entry_names[name]: changed[_place(tensor)]
+            for name, tensor in self._classifier.module.state_dict().items()
+            if _place(tensor) in changed and name in self._classifier.loaded.entry_names
         }
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where a tensor lies in memory, and its shape: the same for one tensor under several names."""
+    return tensor.data_ptr(), tuple(tensor.shape)
 
 
 class _Replacements(Mapping[str, Tensor]):

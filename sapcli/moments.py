@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sapcli.errors import NumericsError
+from sapcli.rows import Patches, gram
 
 # Products of at most so many operations are made in float64 from the start: their time does not show.
 _CHEAP_OPERATIONS = 1 << 28
@@ -58,27 +58,44 @@ class SecondMoment:
         self._sum: Tensor | None = None
         self.count = 0
 
-    def add(self, rows: Tensor) -> None:
-        """Add the rows `[groups, n, d]`.
+    def add(self, rows: Tensor | Patches) -> None:
+        """Add the rows, `[groups, n, d]`; where there is one group, rows of several are all of that one.
 
         Raises:
             NumericsError: A row holds NaN or infinity.
         """
-        if not bool(torch.isfinite(rows.sum())) and not bool(torch.isfinite(rows).all()):
+        groups, row_length, _ = self._shape
+        found = rows.groups if isinstance(rows, Patches) else len(rows)
+        count = (rows.count if isinstance(rows, Patches) else rows.shape[1]) * (found // groups)
+        self._check_finite(rows.images if isinstance(rows, Patches) else rows)
+        self.count += count
+        if self._sum is None and self.count >= row_length:
+            self._begin_sum(rows.images.device if isinstance(rows, Patches) else rows.device)
+        cheap = groups * count * row_length**2 <= _CHEAP_OPERATIONS
+        if self._sum is not None and isinstance(rows, Patches) and found == groups and rows.can_shift() and not cheap:
+            rows.add_shifted_products(self._sum)
+            return
+        for chunk in rows.chunks() if isinstance(rows, Patches) else (rows,):
+            chunk = chunk.reshape(groups, -1, row_length)
+            if self._sum is None:
+                self._kept.append(chunk.clone())
+            else:
+                self._fold(chunk)
+
+    def _begin_sum(self, device: torch.device) -> None:
+        """From rows to their sum, as soon as that is the smaller of the two."""
+        self._sum = torch.zeros(self._shape, dtype=torch.float64, device=_float64_device(device))
+        for kept in self._kept:
+            self._fold(kept)
+        self._kept.clear()
+
+    def _check_finite(self, tensor: Tensor) -> None:
+        # A sum is quick, and only where it is not finite are all elements looked at: large ones may add up to infinity.
+        if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
             raise NumericsError(
                 f"the inputs of {self._name} hold NaN or infinite values",
                 "look at the checkpoint's weights and the preprocessing (--mean, --std): this layer's inputs overflow",
             )
-        self.count += rows.shape[1]
-        if self._sum is None:
-            self._kept.append(rows.clone())
-            if self.count >= self._shape[1]:
-                self._sum = torch.zeros(self._shape, dtype=torch.float64, device=_float64_device(rows.device))
-                for kept in self._kept:
-                    self._fold(kept)
-                self._kept.clear()
-        else:
-            self._fold(rows)
 
     def matrix(self) -> Tensor:
         """`G`, float64 `[groups, d, d]`."""
@@ -110,7 +127,7 @@ class SecondMoment:
         assert self._sum is not None
         if rows.numel() * rows.shape[2] <= _CHEAP_OPERATIONS:
             rows = rows.to(self._sum.device, torch.float64)
-        self._sum += (rows.mT @ rows).to(self._sum.device, torch.float64)
+        self._sum += gram(rows).to(self._sum.device)
 
     def _rows(self) -> Tensor:
         """The kept rows, float64 `[groups, n, d]`."""
@@ -129,12 +146,6 @@ class SecondMoment:
                 "run on --device cpu, or leave the layer out with --skip-layers",
             ) from error
         return values.flip(-1).clamp_min(0.0), vectors.flip(-1)
-
-
-def add_chunks(moment: SecondMoment, chunks: Iterable[Tensor]) -> None:
-    """Add all chunks of rows to `moment`."""
-    for chunk in chunks:
-        moment.add(chunk)
 
 
 def _float64_device(device: torch.device) -> torch.device:
