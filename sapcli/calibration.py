@@ -17,6 +17,9 @@ from sapcli.images import Images
 from sapcli.progress import Progress
 from sapcli.scoring import Classifier
 
+BATCHNORM_IMAGES = 5000
+"""So many images are enough for the statistics of every layer."""
+
 
 def batchnorm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
     """The BatchNorm layers that keep running statistics, by name."""

@@ -118,6 +118,16 @@ def knee(kept_right: Callable[[float], float], energies: bool = False) -> Choice
     )
 
 
+def usual_trials(evidence: Evidence, energies: bool = False) -> int:
+    """How many values of alpha a search on this evidence tries, where what it looks for lies in the middle."""
+    if evidence is Evidence.FIXED:
+        return 1
+    target = _ENERGIES[len(_ENERGIES) // 2] if energies else _power((_FIRST_DECADE + _LAST_DECADE) // 2)
+    if evidence is Evidence.KNEE:
+        return len(knee(lambda alpha: float(alpha >= target), energies).trials)
+    return len(best_on_validation(lambda alpha: -abs(math.log(alpha / target)), -math.inf, energies).trials)
+
+
 def _power(exponent: float) -> float:
     """`10 ** exponent`, rounded to three digits so that it can be typed again."""
     return float(f"{10**exponent:.3g}")

@@ -1,0 +1,278 @@
+"""How long a repair takes and how much memory it needs: operations counted on one small batch, rates measured here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from sapcli.rows import WeightView
+from sapcli.scoring import Classifier
+
+# A symmetric eigendecomposition with vectors takes about 9 d^3 operations (Golub and Van Loan, section 8.3).
+_EIGH_OPERATIONS = 9
+# A rate is that of a batch with so many operations, or else of a full one.
+_OPERATIONS_THAT_KEEP_BUSY = {"cpu": 4e9, "gpu": 4e11}
+_PRODUCT_SIDE = 1024
+_EIGH_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a repair runs, in numbers of images and of weights that are tried.
+
+    Attributes:
+        scored: Images that the trusted samples are chosen from; 0 where they are given.
+        trusted: Trusted images.
+        captured: Whether their activations are captured; not where the bases are given.
+        judged: Images that every trial is judged on.
+        trials: Values of alpha.
+        batchnorm: Images that BatchNorm is re-estimated on in every trial.
+        batch_size: Images at a time.
+    """
+
+    scored: int
+    trusted: int
+    captured: bool
+    judged: int
+    trials: int
+    batchnorm: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does a second, measured just now.
+
+    Attributes:
+        forward: Operations of the network's own forward pass.
+        products: Operations of a float32 matrix product.
+        decompositions: Operations of a float64 eigendecomposition.
+    """
+
+    forward: float
+    products: float
+    decompositions: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """What one image costs in a network.
+
+    Attributes:
+        operations: Multiplications and additions of a forward pass.
+        activation_bytes: The inputs and outputs of the operator that has the most of them.
+        parameter_bytes: All parameters and buffers; no image's.
+    """
+
+    operations: int
+    activation_bytes: int
+    parameter_bytes: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the repair: its operations, and the seconds that they take at the measured rate."""
+
+    name: str
+    operations: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a repair takes; reading and decoding images comes on top.
+
+    Attributes:
+        device: Where it runs.
+        workload: What was assumed to be run.
+        rates: What the operations were divided by.
+        stages: The parts in order.
+        memory_bytes: The most that is in memory at a time, on the device, of tensors that can be counted in advance.
+    """
+
+    device: str
+    workload: Workload
+    rates: Rates
+    stages: tuple[Stage, ...]
+    memory_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """All stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
+
+def estimate(
+    classifier: Classifier, rows: Mapping[str, Mapping[WeightView, float]], images: Tensor, workload: Workload
+) -> Estimate:
+    """Estimate a repair.
+
+    Args:
+        classifier: The network.
+        rows: Of every projected weight, the rows that each of its windows multiplies per image, in each group.
+        images: One or a few normalised images `[n, C, H, W]` on the network's device.
+        workload: What is to be run.
+    """
+    network = _measure_network(classifier, images)
+    rates = _measure_rates(classifier, network, images, workload.batch_size)
+    sizes = [
+        (view, max(1, round(per_image * workload.trusted)))
+        for views in rows.values()
+        for view, per_image in views.items()
+    ]
+    forward = _stage_at(rates.forward)
+    products = _stage_at(rates.products)
+    stages = [
+        forward("scoring training images", workload.scored * network.operations),
+    ]
+    if workload.captured:
+        stages += [
+            forward("running trusted images", workload.trusted * network.operations),
+            products("second moments", sum(_moment_operations(view, count) for view, count in sizes)),
+            _stage_at(rates.decompositions)("decompositions", sum(_basis_operations(*size) for size in sizes)),
+        ]
+    # Beside the trials, the chosen weights are made once more for the report and once for the file.
+    stages += [
+        products("projections", (workload.trials + 2) * sum(_projection_operations(*size) for size in sizes)),
+        forward(
+            f"judging {workload.trials} values of alpha",
+            ((workload.trials + 1) * workload.judged + workload.trials * workload.batchnorm) * network.operations,
+        ),
+    ]
+    activations = network.activation_bytes * workload.batch_size
+    moments = sum(_moment_bytes(*size) for size in sizes)
+    workspace = max((_workspace_bytes(*size) for size in sizes), default=0)
+    bases = sum(_basis_bytes(*size) for size in sizes)
+    memory = network.parameter_bytes + max(moments + max(activations, workspace), bases + activations)
+    return Estimate(str(classifier.device), workload, rates, tuple(stages), memory)
+
+
+def _stage_at(rate: float) -> Callable[[str, float], Stage]:
+    return lambda name, operations: Stage(name, operations, operations / rate)
+
+
+def _moment_operations(view: WeightView, rows: int) -> float:
+    """`R^T R` or `R R^T`, the smaller one, of which symmetry saves half."""
+    smaller, larger = sorted((view.row_length, rows))
+    return float(view.groups) * smaller**2 * larger
+
+
+def _basis_operations(view: WeightView, rows: int) -> float:
+    """The decomposition, and where the rows are fewer the way back from their side: `U = R^T V / sigma`."""
+    side = min(view.row_length, rows)
+    back = 2.0 * rows**2 * view.row_length if rows < view.row_length else 0.0
+    return view.groups * (_EIGH_OPERATIONS * float(side) ** 3 + back)
+
+
+def _projection_operations(view: WeightView, rows: int) -> float:
+    """`(W U diag(lambda)) U^T`."""
+    return 4.0 * view.groups * view.outputs * view.row_length * min(view.row_length, rows)
+
+
+def _moment_bytes(view: WeightView, rows: int) -> int:
+    """The rows in float32 as long as they are fewer than `d`, else their sum in float64."""
+    if rows < view.row_length:
+        return view.groups * rows * view.row_length * 4
+    return view.groups * view.row_length**2 * 8
+
+
+def _basis_bytes(view: WeightView, rows: int) -> int:
+    kept = min(view.row_length, rows)
+    return view.groups * kept * (view.row_length * 4 + 8)
+
+
+def _workspace_bytes(view: WeightView, rows: int) -> int:
+    """The eigenvectors and the decomposition's own copies, float64."""
+    side = min(view.row_length, rows)
+    return view.groups * (3 * side**2 + side * view.row_length) * 8
+
+
+def _measure_network(classifier: Classifier, images: Tensor) -> Network:
+    """Count the operations and the memory of one forward pass, per image."""
+    module = classifier.module
+    held = [*module.parameters(), *module.buffers()]
+    counter = FlopCounterMode(display=False)
+    footprint = _Footprint(held)
+    with torch.no_grad(), counter, footprint:
+        module(images)
+    return Network(
+        max(1, counter.get_total_flops() // len(images)),
+        footprint.largest // len(images),
+        sum(tensor.nbytes for tensor in held),
+    )
+
+
+class _Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes that one operator has as its inputs and outputs, parameters left out."""
+
+    def __init__(self, held: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._held = {tensor.untyped_storage().data_ptr() for tensor in held}
+        self.largest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        storages = {
+            leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes()
+            for leaf in tree_leaves((args, kwargs, result))
+            if isinstance(leaf, Tensor)
+        }
+        total = sum(size for address, size in storages.items() if address not in self._held)
+        self.largest = max(self.largest, total)
+        return result
+
+
+def _measure_rates(classifier: Classifier, network: Network, images: Tensor, batch_size: int) -> Rates:
+    """Time the network on copies of `images`, a matrix product, and a decomposition."""
+    device = classifier.device
+    busy = _OPERATIONS_THAT_KEEP_BUSY["cpu" if device.type == "cpu" else "gpu"]
+    count = min(batch_size, max(len(images), math.ceil(busy / network.operations)))
+    batch = images.repeat(math.ceil(count / len(images)), 1, 1, 1)[:count]
+    square = torch.ones(_PRODUCT_SIDE, _PRODUCT_SIDE, device=device)
+    # Apple's GPUs have no float64; there the decomposition runs on the CPU.
+    wide = torch.device("cpu") if device.type == "mps" else device
+    symmetric = torch.rand(_EIGH_SIDE, _EIGH_SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(
+        wide
+    )
+    symmetric = symmetric @ symmetric.mT
+
+    def forward() -> None:
+        with torch.inference_mode():
+            classifier.module(batch)
+
+    return Rates(
+        network.operations * count / _seconds(forward, device),
+        2 * _PRODUCT_SIDE**3 / _seconds(lambda: square @ square, device),
+        _EIGH_OPERATIONS * _EIGH_SIDE**3 / _seconds(lambda: torch.linalg.eigh(symmetric), wide),
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The shorter of two runs, after one that does not count: the first one also chooses kernels."""
+    shortest = math.inf
+    for attempt in range(3):
+        started = time.perf_counter()
+        work()
+        _finish(device)
+        if attempt:
+            shortest = min(shortest, time.perf_counter() - started)
+    return max(shortest, 1e-9)
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what the device still computes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
