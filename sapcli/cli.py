@@ -25,11 +25,12 @@ from sapcli.options import (
     ProjectionOptions,
     RunOptions,
     SelectionOptions,
+    SuspectsOptions,
     Trusted,
     grouped,
     option,
 )
-from sapcli.settings import OutputFormat
+from sapcli.settings import OutputFormat, PlanFormat
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -138,6 +139,9 @@ def project(
             help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, option("--dry-run", panel=RUN, help="Show what would be done with every weight, and how long it takes.")
+    ] = False,
 ) -> None:
     """Repair a checkpoint: the whole run, from the model and its noisy data to a corrected checkpoint.
 
@@ -150,7 +154,26 @@ def project(
     from sapcli import commands
 
     inputs = commands.Inputs(checkpoint, data, model, images, run)
-    commands.project(inputs, selection, trusted, projection, require_gain, output)
+    commands.project(inputs, selection, trusted, projection, require_gain, output, dry_run=dry_run)
+
+
+@app.command()
+@grouped
+def inspect(
+    checkpoint: CheckpointArgument,
+    model: ModelOptions,
+    run: RunOptions,
+    format: Annotated[  # noqa: A002
+        PlanFormat | None, option("--format", panel=RUN, help="A table on a terminal and JSON otherwise by default.")
+    ] = None,
+) -> None:
+    """Show what a checkpoint is, what a repair would do with every weight, and what it would take.
+
+    Example: sap inspect model.safetensors
+    """
+    from sapcli import commands
+
+    commands.inspect(checkpoint, model, run, format)
 
 
 @app.command(name="eval")
@@ -183,6 +206,29 @@ def evaluate(
 
     inputs = commands.Inputs(checkpoint, data, model, images, run)
     commands.evaluate(inputs, baseline, min_accuracy, format, output)
+
+
+@app.command()
+@grouped
+def suspects(
+    checkpoint: CheckpointArgument,
+    data: DataArgument,
+    model: ModelOptions,
+    images: DataOptions,
+    options: SuspectsOptions,
+    run: RunOptions,
+    output: OutputOptions,
+) -> None:
+    """List the training samples whose labels a repaired model contradicts, the most suspicious first.
+
+    Writes JSON Lines, one sample a line: path, given (the label), suggested (the model's class), score (the
+    cross-entropy with the label, in nats).
+
+    Example: sap suspects model.sap.safetensors data/ --html suspects.html
+    """
+    from sapcli import commands, reviewing
+
+    reviewing.suspects(commands.Inputs(checkpoint, data, model, images, run), options, output)
 
 
 @app.command()

@@ -14,6 +14,8 @@ from sapcli.errors import DatasetError, GateError, UsageError
 from sapcli.evaluation import Metrics, measure, paired_gain
 from sapcli.files import temporary_copy
 from sapcli.images import Images
+from sapcli.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
+from sapcli.inspection_report import render_inspection
 from sapcli.options import DataOptions, ModelOptions, OutputOptions, ProjectionOptions, RunOptions, SelectionOptions
 from sapcli.outputs import STDIO, destination_checkpoint, destination_file, one_stdin, open_output
 from sapcli.pipeline import Repair, Samples, Session
@@ -21,7 +23,7 @@ from sapcli.report import EvaluationReport, render_evaluation
 from sapcli.scoring import Outcomes
 from sapcli.search import KNEE, Evidence
 from sapcli.selection import TrustedSet, parse_trusted
-from sapcli.settings import OutputFormat
+from sapcli.settings import OutputFormat, PlanFormat
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
     terminal = console.Terminal(inputs.run.quiet)
     session = inputs.session(terminal, selection.validation)
     trusted = session.select(selection.to_settings())
-    _name_unreadable(terminal, session.training_images)
+    name_unreadable(terminal, session.training_images)
     with open_output(destination) as handle:
         handle.write(trusted.to_json_lines().encode("utf-8", "surrogateescape"))
     if destination is not None:
@@ -76,7 +78,7 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     samples = _trusted_samples(session, selection, trusted)
     bases = session.bases(samples)
     _say_coverage(terminal, bases, inputs.run.verbose)
-    _name_unreadable(terminal, samples.images)
+    name_unreadable(terminal, samples.images)
     if destination is None:
         write_bases(bases, sys.stdout.buffer)
     else:
@@ -91,6 +93,8 @@ def project(
     projection: ProjectionOptions,
     require_gain: float | None,
     output: OutputOptions,
+    *,
+    dry_run: bool = False,
 ) -> None:
     """`sap project`."""
     one_stdin(CHECKPOINT=inputs.checkpoint, trusted=trusted, bases=projection.bases, forget=projection.forget)
@@ -103,6 +107,9 @@ def project(
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
+    if dry_run:
+        _plan(session, selection, trusted, projection)
+        return
 
     bases = samples = None
     if projection.bases is not None:
@@ -117,7 +124,7 @@ def project(
     if projection.forget is not None:
         forget = session.bases(session.trusted_samples(_given_trusted(session, projection.forget)))
     repair, correction = session.repair(settings, bases, samples, forget)
-    _name_unreadable(terminal, session.training_images)
+    name_unreadable(terminal, session.training_images)
     _say_repair(terminal, repair, inputs.run.verbose)
     if require_gain is not None and not _reaches(repair, require_gain):
         found = "nothing beats the unchanged model" if repair.gain is None else f"it is {repair.gain.points:+.2f}"
@@ -132,6 +139,34 @@ def project(
     else:
         saving.write_checkpoint(checkpoint, destination, replacements, metadata)
         console.print_result(str(saving.output_files(checkpoint, destination)[-1]))
+
+
+def _plan(session: Session, selection: SelectionOptions, trusted: str | None, projection: ProjectionOptions) -> None:
+    """`sap project --dry-run`: what the run would do, without running it."""
+    count = min(selection.count, len(session.training.paths))
+    if trusted is not None:
+        count = len(_trusted_samples(session, selection, trusted).indices)
+    settings = projection.to_settings()
+    workload = session.workload(settings, count, selects=trusted is None, captures=projection.bases is None)
+    inspection = inspect_classifier(session.checkpoint, session.classifier, settings, workload)
+    _print_inspection(inspection, None)
+
+
+def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: PlanFormat | None) -> None:
+    """`sap inspect`."""
+    settings = run.to_settings(strict_images=False)
+    workload = usual_workload(settings.batch_size)
+    _print_inspection(
+        inspect_checkpoint(open_checkpoint(source), model.to_source(), settings.device, workload), output_format
+    )
+
+
+def _print_inspection(inspection: Inspection, output_format: PlanFormat | None) -> None:
+    """A table on a terminal and JSON otherwise, where no format was asked for."""
+    if output_format is None:
+        output_format = PlanFormat.TABLE if sys.stdout.isatty() else PlanFormat.JSON
+    with open_output(None) as handle:
+        handle.write(render_inspection(inspection, output_format).encode("utf-8", "surrogateescape"))
 
 
 def evaluate(
@@ -190,7 +225,7 @@ def _evaluate(inputs: Inputs, terminal: console.Terminal) -> _Evaluation:
     images = session.images(dataset)
     where = dataset.root if dataset.split is None else dataset.root / dataset.split
     outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
-    _name_unreadable(terminal, images)
+    name_unreadable(terminal, images)
     return _Evaluation(
         outcomes, measure(outcomes, dataset.classes), [dataset.paths[index] for index in sorted(images.unreadable)]
     )
@@ -226,7 +261,7 @@ def _reaches(repair: Repair, points: float) -> bool:
     return repair.changed and repair.gain is not None and repair.gain.points >= points
 
 
-def _name_unreadable(terminal: console.Terminal, images: Images) -> None:
+def name_unreadable(terminal: console.Terminal, images: Images) -> None:
     """Name the images that were left out."""
     for index, reason in sorted(images.unreadable.items()):
         terminal.warn(f"{images.dataset.paths[index]} is left out: {reason}")

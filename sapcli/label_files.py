@@ -46,16 +46,21 @@ class LabelFile:
         return f"{self.file}, line {row.line}"
 
 
-def read_labels(file: Path) -> LabelFile:
+def read_labels(file: Path, column: str = "label") -> LabelFile:
     """Read a label file: CSV or tab-separated text with the columns `path` and `label`, or JSON Lines with those keys.
 
     Columns may stand in any order among others; the form is told by the content, not by the name.
+
+    Args:
+        file: The file.
+        column: The column of the labels; where there is none of that name, `label`.
 
     Raises:
         DatasetError: If the file cannot be read, is not UTF-8, has another header, or a line is blank or incomplete.
     """
     text = _text(file)
-    rows = _json_lines(file, text) if text.lstrip().startswith("{") else _csv_rows(file, text) if text.strip() else []
+    read = _json_lines if text.lstrip().startswith("{") else _csv_rows
+    rows = read(file, text, column) if text.strip() else []
     if not rows:
         raise DatasetError(f"{file}: the label file names no image", "Give a header `path,label` and a line per image.")
     return LabelFile(file, tuple(rows))
@@ -122,11 +127,11 @@ def _numbered_lines(file: Path, text: str) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def _csv_rows(file: Path, text: str) -> list[LabelRow]:
+def _csv_rows(file: Path, text: str, column: str) -> list[LabelRow]:
     header, records = _csv_table(file, text)
-    if "path" not in header or "label" not in header:
-        raise _wrong_header(file, header, "path,label")
-    return [_label_row(file, line, record) for line, record in records]
+    if "path" not in header or not {column, "label"} & set(header):
+        raise _wrong_header(file, header, f"path,{column}")
+    return [_label_row(file, line, record, column) for line, record in records]
 
 
 def _csv_table(file: Path, text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -157,8 +162,8 @@ def _csv_table(file: Path, text: str) -> tuple[list[str], list[tuple[int, dict[s
     return header, records
 
 
-def _json_lines(file: Path, text: str) -> list[LabelRow]:
-    return [_label_row(file, number, _json(file, line, number)) for number, line in _numbered_lines(file, text)]
+def _json_lines(file: Path, text: str, column: str) -> list[LabelRow]:
+    return [_label_row(file, number, _json(file, line, number), column) for number, line in _numbered_lines(file, text)]
 
 
 def _json_class_map(file: Path, text: str) -> list[tuple[str, str | int]]:
@@ -185,12 +190,12 @@ def _json(file: Path, text: str, line: int | None = None) -> object:
         raise DatasetError(f"{where}: not JSON: {error}", "Give one JSON object a line.") from error
 
 
-def _label_row(file: Path, line: int, record: object) -> LabelRow:
+def _label_row(file: Path, line: int, record: object, column: str) -> LabelRow:
     if not isinstance(record, Mapping):
         raise DatasetError(
             f"{file}, line {line}: not a JSON object", 'Give lines such as {"path": "a.png", "label": "cat"}.'
         )
-    path, label = record.get("path"), record.get("label")
+    path, label = record.get("path"), record.get(column, record.get("label"))
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     if not isinstance(path, str) or not isinstance(label, str) or not path.strip() or not label.strip():

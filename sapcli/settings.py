@@ -61,6 +61,28 @@ class OutputFormat(StrEnum):
     CSV = "csv"
 
 
+class SuspectsFormat(StrEnum):
+    """How a list of suspects is written."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PATHS = "paths"
+
+
+class LabelForm(StrEnum):
+    """How corrected labels are written: a label file, or class folders of symbolic links to the images."""
+
+    CSV = "csv"
+    LINKS = "links"
+
+
+class PlanFormat(StrEnum):
+    """How a plan is written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """What means the same to every command."""

@@ -1,0 +1,96 @@
+"""The commands by which people look at a model's labels and at what a repair did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapcli import console
+from sapcli.commands import Inputs, name_unreadable
+from sapcli.dataset import Dataset
+from sapcli.files import atomic_write
+from sapcli.options import OutputOptions, SuspectsOptions
+from sapcli.outputs import check_writable, destination_file, open_output
+from sapcli.settings import LabelForm
+from sapcli.suspects import (
+    Detection,
+    Suspect,
+    corrected_labels,
+    link_corrected,
+    measure_detection,
+    rank_suspects,
+    read_truth,
+    render_labels,
+    render_suspects,
+)
+
+
+def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) -> None:
+    """`sap suspects`."""
+    destination = destination_file(output, None)
+    if options.html is not None:
+        check_writable(options.html, output.force)
+    correction = None if options.apply is None else _CorrectedLabels.of(options, output.force)
+    terminal = console.Terminal(inputs.run.quiet)
+    session = inputs.session(terminal)
+    dataset = session.training
+    truth = None if options.truth is None else read_truth(options.truth, dataset)
+    if session.checkpoint.metadata.get("sap.repaired") != "true":
+        terminal.warn(
+            f"{session.checkpoint.source} is not marked as repaired, and a model that memorised its labels contradicts"
+            " few of them; run `sap project` first"
+        )
+    outcomes = session.training_outcomes()
+    name_unreadable(terminal, session.training_images)
+    found = rank_suspects(dataset, outcomes, options.count, options.min_score)
+    terminal.note(f"{len(found):,} of {len(outcomes):,} labels are contradicted")
+    with open_output(destination) as handle:
+        handle.write(render_suspects(found, options.format).encode("utf-8", "surrogateescape"))
+    if options.html is not None:
+        from sapcli.pages import contact_sheet
+
+        page = contact_sheet(dataset.root, session.checkpoint.source, len(outcomes), found)
+        with atomic_write(options.html) as handle:
+            handle.write(page.encode())
+        terminal.note(f"contact sheet: {options.html}")
+    if correction is not None:
+        correction.write(dataset, found)
+        terminal.note(f"corrected labels: {correction.path}")
+    if truth is not None:
+        terminal.rows("against the truth", _detection_rows(measure_detection(dataset, outcomes, found, truth)))
+
+
+@dataclass(frozen=True)
+class _CorrectedLabels:
+    """Where the labels go with the suggestions in the suspects' place."""
+
+    form: LabelForm
+    path: Path
+
+    @classmethod
+    def of(cls, options: SuspectsOptions, force: bool) -> _CorrectedLabels:
+        """What the options ask for, made sure of before the work begins."""
+        assert options.apply is not None
+        if options.apply is LabelForm.LINKS:
+            return cls(options.apply, options.apply_to or Path("corrected"))
+        path = options.apply_to or Path("corrected.csv")
+        check_writable(path, force)
+        return cls(options.apply, path)
+
+    def write(self, dataset: Dataset, found: tuple[Suspect, ...]) -> None:
+        """Write them."""
+        labels = corrected_labels(dataset, found)
+        if self.form is LabelForm.LINKS:
+            link_corrected(dataset, labels, self.path)
+            return
+        with atomic_write(self.path) as handle:
+            handle.write(render_labels(labels).encode("utf-8", "surrogateescape"))
+
+
+def _detection_rows(detection: Detection) -> list[tuple[str, str]]:
+    return [
+        ("wrong labels", f"{detection.wrong} of {detection.samples}"),
+        ("precision", f"{detection.precision:.3f}"),
+        ("recall", f"{detection.recall:.3f} ({detection.found} found)"),
+        ("area under ROC", f"{detection.area:.4f}"),
+    ]

@@ -1,0 +1,213 @@
+"""The training samples whose labels a model contradicts, and how well that finds the wrong ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sapcli.dataset import Dataset
+from sapcli.errors import DatasetError
+from sapcli.files import write_error
+from sapcli.label_files import read_labels
+from sapcli.scoring import Outcomes
+from sapcli.settings import SuspectsFormat
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A sample whose label is probably wrong.
+
+    Attributes:
+        path: Of the image, relative to the data folder.
+        given: The label that it has.
+        suggested: The class that the model takes it for.
+        score: How strongly the model contradicts the label: the cross-entropy with it, in nats.
+    """
+
+    path: str
+    given: str
+    suggested: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well suspicion finds wrong labels.
+
+    Attributes:
+        samples: How many samples have a known truth.
+        wrong: How many of their labels are wrong.
+        found: How many of the wrong ones are suspects.
+        precision: The part of the suspects whose label is wrong, in [0, 1]; NaN without suspects.
+        recall: The part of the wrong labels that are suspects, in [0, 1]; NaN without wrong labels.
+        area: Area under the ROC curve of the score over all samples, in [0, 1]; NaN where all labels are of one kind.
+    """
+
+    samples: int
+    wrong: int
+    found: int
+    precision: float
+    recall: float
+    area: float
+
+
+def rank_suspects(
+    dataset: Dataset, outcomes: Outcomes, count: int | None = None, min_score: float = 0.0
+) -> tuple[Suspect, ...]:
+    """The samples that the model takes for another class than their label says, the most suspicious first.
+
+    Args:
+        dataset: The samples.
+        outcomes: What the model made of them.
+        count: At most so many.
+        min_score: Only those with at least this score.
+    """
+    contradicted = (~outcomes.correct & (outcomes.losses >= min_score)).nonzero().flatten()
+    order = contradicted[outcomes.losses[contradicted].argsort(descending=True, stable=True)][:count]
+    suspects = []
+    for position in order.tolist():
+        index = int(outcomes.indices[position])
+        suspects.append(
+            Suspect(
+                dataset.paths[index],
+                dataset.classes[int(outcomes.labels[position])],
+                dataset.classes[int(outcomes.predictions[position])],
+                round(float(outcomes.losses[position]), 6),
+            )
+        )
+    return tuple(suspects)
+
+
+def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
+    """The true class of samples, as a position in the dataset's classes, by path.
+
+    Args:
+        file: A label file with the columns `path` and `true` (or `label`); lines about other images are passed over.
+        dataset: The samples; their paths may stand there from the data folder on or from the split on.
+
+    Raises:
+        DatasetError: The file cannot be read, names no sample of the dataset, or a class that the dataset has not.
+    """
+    rows = read_labels(file, column="true")
+    positions = {name: position for position, name in enumerate(dataset.classes)}
+    known = set(dataset.paths)
+    truth: dict[str, int] = {}
+    for row in rows.rows:
+        path = row.path if row.path in known else f"{dataset.split}/{row.path}"
+        if path not in known:
+            continue
+        if row.label not in positions:
+            raise DatasetError(
+                f"{rows.where(row)}: {row.label!r} is none of the {len(positions)} classes of {dataset.root}",
+                f"the classes have names like {dataset.classes[0]!r}",
+            )
+        truth[path] = positions[row.label]
+    if not truth:
+        raise DatasetError(
+            f"{file} names none of the {len(known)} images of {dataset.root}",
+            f"give paths as they are there, such as {dataset.paths[0]}",
+        )
+    return truth
+
+
+def measure_detection(
+    dataset: Dataset, outcomes: Outcomes, suspects: Sequence[Suspect], truth: Mapping[str, int]
+) -> Detection:
+    """Compare suspicion with the truth, over the samples whose truth is known."""
+    paths = [dataset.paths[index] for index in outcomes.indices.tolist()]
+    judged = torch.tensor([path in truth for path in paths])
+    true = torch.tensor([truth.get(path, 0) for path in paths])
+    wrong = (true != outcomes.labels)[judged]
+    suspected = {suspect.path for suspect in suspects}
+    named = torch.tensor([path in suspected for path in paths])[judged]
+    found = int((named & wrong).sum())
+    return Detection(
+        samples=len(wrong),
+        wrong=int(wrong.sum()),
+        found=found,
+        precision=found / int(named.sum()) if bool(named.any()) else float("nan"),
+        recall=found / int(wrong.sum()) if bool(wrong.any()) else float("nan"),
+        area=area_under_curve(outcomes.losses[judged], wrong),
+    )
+
+
+def area_under_curve(scores: Tensor, positive: Tensor) -> float:
+    """The chance that a positive sample scores above a negative one, a tie counting half; NaN without both kinds.
+
+    Args:
+        scores: `[n]`.
+        positive: bool `[n]`.
+    """
+    negatives = scores[~positive].sort().values
+    positives = scores[positive].contiguous()
+    if not len(negatives) or not len(positives):
+        return float("nan")
+    below = torch.searchsorted(negatives, positives, right=False).double()
+    below_or_equal = torch.searchsorted(negatives, positives, right=True).double()
+    return float((below + below_or_equal).mean() / 2 / len(negatives))
+
+
+def render_suspects(suspects: Sequence[Suspect], output_format: SuspectsFormat) -> str:
+    """The list as text, one sample a line."""
+    if output_format is SuspectsFormat.PATHS:
+        return "".join(f"{suspect.path}\n" for suspect in suspects)
+    if output_format is SuspectsFormat.JSONL:
+        return "".join(json.dumps(asdict(suspect)) + "\n" for suspect in suspects)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "given", "suggested", "score"])
+    writer.writerows(asdict(suspect).values() for suspect in suspects)
+    return text.getvalue()
+
+
+def corrected_labels(dataset: Dataset, suspects: Sequence[Suspect]) -> dict[str, str]:
+    """The class of every sample by its path, with the suggestions in the place of the suspects' labels."""
+    labels = {path: dataset.classes[label] for path, label in zip(dataset.paths, dataset.labels, strict=True)}
+    return labels | {suspect.path: suspect.suggested for suspect in suspects}
+
+
+def render_labels(labels: Mapping[str, str]) -> str:
+    """A label file for `--labels`: CSV with `path,label`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label"])
+    writer.writerows(labels.items())
+    return text.getvalue()
+
+
+def link_corrected(dataset: Dataset, labels: Mapping[str, str], folder: Path) -> None:
+    """Make a folder of class folders with a symbolic link to every image, under the class that `labels` gives it.
+
+    A link's name is the image's path with dashes for slashes, so that none is there twice.
+
+    Raises:
+        DatasetError: The folder is not empty or cannot be written, or a class has a name that no folder can have.
+    """
+    for name in dataset.classes:
+        if "/" in name or os.sep in name or name in ("", ".", ".."):
+            raise DatasetError(f"the class {name!r} cannot be the name of a folder", "use --apply csv instead")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise DatasetError(f"{folder} exists already and is not empty", "name another folder with --apply-to")
+        for name in dataset.classes:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for path, label in labels.items():
+            image = (dataset.root / path).absolute()
+            name = path.replace("/", "-")
+            place = folder / label / name
+            # Two paths can give one name (a/b-c and a-b/c): the second gets a number.
+            number = 2
+            while os.path.lexists(place):
+                place = folder / label / f"{number}-{name}"
+                number += 1
+            place.symlink_to(image)
+    except OSError as error:
+        raise write_error(str(folder), error, DatasetError) from error
