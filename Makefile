@@ -1,0 +1,40 @@
+# Every target works from a fresh clone: the environment is made first, and again when pyproject.toml has changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+# Two test processes of one thread each: more threads would only wait for each other.
+TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format type bench
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Repair a small network that memorised wrong labels, from start to end, in demo/
+	$(BIN)/sap demo demo
+
+test: $(INSTALLED) ## Run the tests
+	$(TESTS)
+
+lint: $(INSTALLED) ## Check the style and the format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## Format the code and sort the imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(INSTALLED) ## Check the types
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## Measure how long the stages of a repair take
+	$(BIN)/python benchmarks/stages.py
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
