@@ -50,13 +50,12 @@ class _Origin:
     """Where a tensor that does not depend on the images comes from.
 
     Attributes:
-        parameters: All that had a part in it.
-        operator: What first turned them into something else; empty for a parameter, a view or a plain copy of one.
+        parameters: All that had a part in it, each with the operator that first made something else of it; empty for
+            a parameter itself, a view or a plain copy of it.
         index: For a plain copy, the position inside the contiguous parameter of every element of the tensor's storage.
     """
 
-    parameters: frozenset[str]
-    operator: str = ""
+    parameters: Mapping[str, str]
     index: Tensor | None = None
 
 
@@ -235,8 +234,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._constants[storage][1]
         parameter = self._parameter_at(tensor)
         if parameter is not None:
-            return _Origin(frozenset({parameter.name}))
-        return _Origin(frozenset()) if storage in self._buffers else None
+            return _Origin({parameter.name: ""})
+        return _Origin({}) if storage in self._buffers else None
 
     def _follow(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, captured: str | None
@@ -251,15 +250,18 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in written:
                 self._constants.pop(_storage(tensor), None)
             return
-        # The product with the captured weight is accounted for: what becomes of it is not made of the weight any more.
-        parameters = frozenset[str]().union(*(origin.parameters for origin in constants)) - {captured}
-        operator = next((origin.operator for origin in constants if origin.operator), str(func.overloadpacket))
+        parameters: dict[str, str] = {}
+        for origin in constants:
+            for name, operator in origin.parameters.items():
+                # The product with the captured weight is accounted for: what comes of it is not made of the weight.
+                if name != captured:
+                    parameters.setdefault(name, operator or str(func.overloadpacket))
         known = {_storage(tensor) for tensor in inputs} - {_storage(tensor) for tensor in written}
         for output in _tensors((result, written)):
             if _storage(output) in known:
                 continue
             index = self._copied_index(inputs[0], output) if func.overloadpacket in _COPIES else None
-            origin = _Origin(parameters, "" if index is not None else operator, index)
+            origin = _Origin(parameters) if index is None else _Origin(dict.fromkeys(parameters, ""), index)
             # The tensor is kept as long as the entry, since the address of freed memory is given out again.
             self._constants[_storage(output)] = (output, origin)
 
@@ -267,12 +269,13 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note that what comes from these origins meets activations in `func`."""
         multiplies = func.overloadpacket in _PRODUCTS or func.overloadpacket in _CONVOLUTIONS
         for origin in constants:
-            for name in (origin.parameters - {captured}) & self.sightings.keys():
-                sighting = self.sightings[name]
-                if multiplies and origin.operator:
-                    sighting.transformed_by.add(origin.operator)
+            for name, operator in origin.parameters.items():
+                if name == captured or name not in self.sightings:
+                    continue
+                if multiplies and operator:
+                    self.sightings[name].transformed_by.add(operator)
                 else:
-                    sighting.consumers.add(origin.operator or str(func.overloadpacket))
+                    self.sightings[name].consumers.add(operator or str(func.overloadpacket))
 
     def _copied_index(self, source: Tensor, copy: Tensor) -> Tensor | None:
         """The positions inside a parameter of every element of `copy`'s storage, where `source` is a view of one."""

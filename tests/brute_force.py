@@ -16,6 +16,9 @@ from sapcli.progress import SilentProgress
 from sapcli.projection import project
 from sapcli.settings import Importance
 
+ALPHA = 1000.0
+TOLERANCE = 1e-4
+
 
 def project_rows(matrices: Tensor, rows: Tensor, alpha: float) -> Tensor:
     """`W U diag(lambda) U^T` from the singular value decomposition of the rows; float64 `[groups, out, d]`.
@@ -45,8 +48,10 @@ def project_closed_form(matrices: Tensor, rows: Tensor, alpha: float) -> Tensor:
     return torch.where(totals > 0, projected, matrices)
 
 
-def patches(images: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
-    """The rows that a convolution multiplies, `[groups, n, d]`, of an input `[N, C, *spatial]` that is already padded."""
+def patches(
+    images: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor:
+    """The rows that a convolution multiplies, `[groups, n, d]`, of a padded input `[N, C, *spatial]`."""
     axes = len(kernel)
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
         images = images.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
@@ -160,6 +165,30 @@ class Recorder:
                 self.rows.setdefault((name, begin, begin + len(weight), len(rows)), []).append(rows)
                 return
         raise AssertionError(f"a weight {list(weight.shape)} that is no parameter's outputs")
+
+
+def assert_as_expected(module: nn.Module, batches: Sequence[Tensor], expected: dict[str, Tensor]) -> None:
+    """Repair the network, and compare: exactly these weights change, each within a ten-thousandth of its norm."""
+    found = repair(module, batches, ALPHA)
+    assert set(found.weights) == set(expected)
+    parameters = dict(module.named_parameters())
+    for name, tensor in expected.items():
+        assert relative_difference(found.weights[name], tensor, parameters[name]) < TOLERANCE, name
+        assert relative_difference(tensor, parameters[name], parameters[name]) > TOLERANCE, f"{name} is hardly changed"
+
+
+class Function(nn.Module):
+    """A network that is one function of itself, with parameters of these shapes, and its input."""
+
+    def __init__(self, function: Callable[..., Tensor], **shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape) / shape[-1] ** 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(self, x)
 
 
 def correlated_images(count: int, channels: int, *size: int, seed: int = 0) -> Tensor:

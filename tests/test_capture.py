@@ -1,287 +1,501 @@
-"""Every way in which a network can use a weight, against projections from rows worked out by hand in float64."""
+"""Layers and networks as they are built: which weights are found, with which rows, and what is left as it was."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
 import torchvision
-from brute_force import Recorder, correlated_images, expect, patches, relative_difference, repair, split
+from brute_force import (
+    ALPHA,
+    TOLERANCE,
+    Function,
+    Recorder,
+    assert_as_expected,
+    correlated_images,
+    expect,
+    relative_difference,
+    repair,
+    split,
+)
 from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
-from sapcli.bases import SecondMoments
 from sapcli.capture import Capture
-
-ALPHA = 1000.0
-TOLERANCE = 1e-4
 
 
 @pytest.fixture(autouse=True)
-def _few_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _seeded():
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
-def assert_as_expected(module: nn.Module, batches: list[Tensor], expected: dict[str, Tensor]) -> None:
-    found = repair(module, batches, ALPHA)
-    assert set(found.weights) == set(expected)
-    parameters = dict(module.named_parameters())
-    for name, tensor in expected.items():
-        assert relative_difference(found.weights[name], tensor, parameters[name]) < TOLERANCE, name
-        assert relative_difference(tensor, parameters[name], parameters[name]) > 1e-3, f"{name} is not changed at all"
+# Attention
 
 
-# Convolutions
+class Attention(nn.Module):
+    """`nn.MultiheadAttention` on parts of its input, `[n, tokens, 8]`."""
 
-
-@dataclass(frozen=True)
-class Convolution:
-    axes: int
-    channels: int
-    outputs: int
-    kernel: int | tuple[int, ...]
-    options: dict[str, object]
-    transposed: bool = False
-
-
-CONVOLUTIONS = {
-    "plain": Convolution(2, 3, 4, 3, {}),
-    "stride": Convolution(2, 3, 4, 3, {"stride": 2, "padding": 1}),
-    "oblong": Convolution(2, 3, 4, (5, 3), {"padding": (2, 1), "dilation": (1, 2)}),
-    "same": Convolution(2, 3, 4, 3, {"padding": "same"}),
-    "same, even kernel": Convolution(2, 3, 4, (4, 2), {"padding": "same", "dilation": (1, 3)}),
-    "valid": Convolution(2, 3, 4, 3, {"padding": "valid"}),
-    "reflect": Convolution(2, 3, 4, 3, {"padding": 2, "padding_mode": "reflect"}),
-    "replicate": Convolution(2, 3, 4, 3, {"padding": (1, 2), "padding_mode": "replicate"}),
-    "circular": Convolution(2, 3, 4, 3, {"padding": 1, "padding_mode": "circular"}),
-    "circular same": Convolution(2, 3, 4, (2, 3), {"padding": "same", "padding_mode": "circular"}),
-    "patch embedding": Convolution(2, 3, 8, 4, {"stride": 4}),
-    "pixelwise": Convolution(2, 5, 4, 1, {}),
-    "pixelwise, stride": Convolution(2, 5, 4, 1, {"stride": 3}),
-    "grouped": Convolution(2, 6, 4, 3, {"groups": 2, "padding": 1}),
-    "depthwise": Convolution(2, 4, 4, 3, {"groups": 4, "padding": 1}),
-    "depthwise, two outputs": Convolution(2, 4, 8, 3, {"groups": 4, "dilation": 2}),
-    "one channel": Convolution(2, 1, 4, 3, {}),
-    "one weight a channel": Convolution(2, 4, 4, 1, {"groups": 4}),
-    "kernel over the whole image": Convolution(2, 3, 4, (9, 8), {}),
-    "more padding than kernel": Convolution(2, 3, 4, 2, {"padding": 3}),
-    "1d": Convolution(1, 3, 4, 3, {"padding": 1, "dilation": 2, "stride": 2}),
-    "1d, reflect": Convolution(1, 3, 4, 5, {"padding": 2, "padding_mode": "reflect"}),
-    "1d, grouped": Convolution(1, 6, 3, 3, {"groups": 3}),
-    "3d": Convolution(3, 2, 4, (2, 3, 2), {"padding": (1, 0, 1), "stride": (1, 2, 1)}),
-    "3d, grouped": Convolution(3, 4, 4, 2, {"groups": 2, "dilation": (2, 1, 2)}),
-}
-TRANSPOSED = {
-    "1d": Convolution(1, 3, 4, 3, {"stride": 2}, transposed=True),
-    "1d, grouped": Convolution(1, 6, 4, 3, {"groups": 2, "padding": 1}, transposed=True),
-    "2d": Convolution(2, 5, 4, 3, {"stride": 2, "padding": 1, "output_padding": 1}, transposed=True),
-    "2d, grouped": Convolution(2, 6, 9, (2, 3), {"groups": 3, "dilation": 2}, transposed=True),
-    "3d": Convolution(3, 3, 2, 2, {}, transposed=True),
-}
-SIZES = {1: (17,), 2: (9, 8), 3: (5, 6, 4)}
-
-
-def build(case: Convolution) -> nn.Module:
-    family = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d) if case.transposed else (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return family[case.axes - 1](case.channels, case.outputs, case.kernel, **case.options)
-
-
-@pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_convolutions(case: Convolution):
-    module = build(case)
-    images = correlated_images(7, case.channels, *SIZES[case.axes])
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(images, module._reversed_padding_repeated_twice, mode)
-    rows = patches(padded, module.kernel_size, module.stride, module.dilation, module.groups)
-
-    def matrices(p: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [(p["weight"].view(module.groups, -1, rows.shape[-1]), rows)]
-
-    if rows.shape[-1] == 1:
-        # One direction holds all energy: lambda is 1 and nothing changes.
-        found = repair(module, split(images, 4, 3), ALPHA).weights
-        torch.testing.assert_close(found["weight"], module.weight.detach())
-    else:
-        assert_as_expected(module, split(images, 4, 3), expect(module, matrices, ALPHA))
-
-
-@pytest.mark.parametrize("case", TRANSPOSED.values(), ids=TRANSPOSED)
-def test_transposed_convolutions(case: Convolution):
-    module = build(case)
-    images = correlated_images(7, case.channels, *SIZES[case.axes])
-    pixels = images.unflatten(1, (module.groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
-
-    def matrices(p: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return [(p["weight"].view(module.groups, pixels.shape[-1], -1).mT, pixels)]
-
-    assert_as_expected(module, split(images, 4, 3), expect(module, matrices, ALPHA))
-
-
-def test_the_adjoint_of_a_transposed_convolutions_projection_acts_on_its_input():
-    """Projecting the weight is the same as projecting every pixel's channels first: `W (M x)`, for the symmetric M."""
-    module = nn.ConvTranspose2d(4, 3, 3, stride=2, bias=False)
-    images = correlated_images(3, 4, 6, 6).double()
-    pixels = images.movedim(1, -1).reshape(1, -1, 4)
-    M = expect(nn.Linear(4, 4, bias=False), lambda p: [(p["weight"].copy_(torch.eye(4))[None], pixels)], ALPHA)["weight"]
-    projected = repair(module, [images.float()], ALPHA).weights["weight"]
-    found = F.conv_transpose2d(images, projected.double(), stride=2)
-    expected = F.conv_transpose2d(torch.einsum("oc,nchw->nohw", M, images), module.weight.double(), stride=2)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_an_image_without_a_batch_dimension():
-    module = nn.Conv2d(3, 4, 3, padding=1)
-    image = correlated_images(1, 3, 9, 8)
-    rows = patches(F.pad(image, (1, 1, 1, 1)), (3, 3), (1, 1), (1, 1), 1)
-    expected = expect(module, lambda p: [(p["weight"].view(1, 4, -1), rows)], ALPHA)
-    assert_as_expected(module, [image[0]], expected)
-
-
-# Matrix products
-
-
-class Function(nn.Module):
-    """A network that is one function of its parameters and its input."""
-
-    def __init__(self, function: Callable[..., Tensor], **shapes: tuple[int, ...]) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.function = function
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.randn(shape) / math.sqrt(shape[-1])))
+        self.kind = kind
+        options = {"kdim": 5, "vdim": 3} if kind == "separate" else {}
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=kind != "tokens first", **options)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value."""
+        if self.kind == "separate":
+            return x, x[..., :5].tanh(), x[..., 2:5]
+        if self.kind == "cross":
+            return x[:, :2], 3 * x[:, 2:].tanh(), 3 * x[:, 2:].tanh()
+        if self.kind == "three inputs":
+            return x[:, :3], x[:, 3:].tanh(), 2 * x[:, 3:].sin()
+        return x, x, x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
+        """Attend."""
+        query, key, value = self.parts(x)
+        if self.kind == "self":
+            query = key = value = x
+        if self.kind == "functional":
+            inside, out = self.attention, self.attention.out_proj
+            packed = inside.in_proj_weight, inside.in_proj_bias, None, None, False, 0.0
+            return F.multi_head_attention_forward(query, key, value, 8, 2, *packed, out.weight, out.bias, False)[0]
+        return self.attention(query, key, value, need_weights=self.kind == "with weights")[0]
 
 
-def filled(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`x`, written into a tensor that began as a constant."""
-    buffer = torch.zeros(x.shape, dtype=dtype)
-    buffer[:] = x
-    return buffer
+@pytest.mark.parametrize(
+    "kind", ["self", "tokens first", "with weights", "cross", "three inputs", "separate", "functional"]
+)
+def test_multihead_attention(kind, monkeypatch):
+    module = Attention(kind).eval()
+    x = correlated_images(6, 5, 8)
+    recorder = Recorder(module)
+    # The reference reads the out-projection's rows from the slow path, which the fused one must equal.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with recorder.patched(monkeypatch), torch.no_grad():
+            module(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    expected = recorder.expected(ALPHA)
+    inputs = ["q_proj_weight", "k_proj_weight", "v_proj_weight"] if kind == "separate" else ["in_proj_weight"]
+    assert set(expected) == {f"attention.{name}" for name in [*inputs, "out_proj.weight"]}
+    batches = [x] if kind in ("tokens first", "functional") else split(x, 4, 2)
+    assert_as_expected(module, batches, expected)
 
 
-def flat(x: Tensor) -> Tensor:
-    return x.reshape(1, -1, x.shape[-1])
+def test_cross_attention_projects_each_chunk_on_its_own_input():
+    module = Attention("three inputs")
+    x = correlated_images(6, 5, 8)
+    query, key, value = (part.reshape(1, -1, 8) for part in module.parts(x))
+
+    def matrices(p: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        chunks = p["attention.in_proj_weight"].view(3, 1, 8, 8)
+        return list(zip(chunks, (query, key, value), strict=True))
+
+    expected = expect(module, matrices, ALPHA)["attention.in_proj_weight"]
+    found = repair(module, [x], ALPHA).weights["attention.in_proj_weight"]
+    assert relative_difference(found, expected, module.attention.in_proj_weight) < TOLERANCE
 
 
-# x is [n, 5, 6]; each case: the function, the parameters' shapes, and for these and x the matrices with their rows.
-PRODUCTS = {
-    "linear": (lambda m, x: F.linear(x, m.w), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "linear, two dimensions": (lambda m, x: F.linear(x[:, 0], m.w), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x[:, 0]))]),
-    "linear, not contiguous": (lambda m, x: F.linear(x.mT, m.w), {"w": (4, 5)}, lambda p, x: [(p["w"][None], flat(x.mT))]),
-    "linear, one input": (lambda m, x: F.linear(x[0, 0], m.w, m.b), {"w": (4, 6), "b": (4,)}, lambda p, x: [(p["w"][None], flat(x[:1, :1]))]),
-    "from the right": (lambda m, x: x @ m.w, {"w": (6, 4)}, lambda p, x: [(p["w"].T[None], flat(x))]),
-    "from the left": (lambda m, x: m.w @ x, {"w": (4, 5)}, lambda p, x: [(p["w"][None], flat(x.mT))]),
-    "left of a matrix": (lambda m, x: m.w @ x[0], {"w": (4, 5)}, lambda p, x: [(p["w"][None], x[:1].mT)]),
-    "left of a vector": (lambda m, x: m.w @ x[0, 0], {"w": (4, 6)}, lambda p, x: [(p["w"][None], x[:1, :1])]),
-    "one output": (lambda m, x: x @ m.w[:, 0], {"w": (6, 1)}, lambda p, x: [(p["w"].T[None], flat(x))]),
-    "addmm": (lambda m, x: torch.addmm(m.b, x[0], m.w), {"w": (6, 4), "b": (4,)}, lambda p, x: [(p["w"].T[None], x[:1])]),
-    "addmm in place": (lambda m, x: torch.zeros(5, 4).addmm_(x[0], m.w), {"w": (6, 4)}, lambda p, x: [(p["w"].T[None], x[:1])]),
-    "mm into a given tensor": (lambda m, x: torch.mm(x[0], m.w, out=torch.empty(5, 4)), {"w": (6, 4)}, lambda p, x: [(p["w"].T[None], x[:1])]),
-    "a batch of products": (lambda m, x: torch.bmm(x[:2], m.w), {"w": (2, 6, 4)}, lambda p, x: [(p["w"].mT, x[:2])]),
-    "a batch of one": (lambda m, x: torch.bmm(x[:1], m.w[None]), {"w": (6, 4)}, lambda p, x: [(p["w"].T[None], x[:1])]),
-    "a batch from the left": (lambda m, x: torch.bmm(m.w, x[:2]), {"w": (2, 4, 5)}, lambda p, x: [(p["w"], x[:2].mT)]),
-    "baddbmm": (lambda m, x: torch.baddbmm(m.b, x[:2], m.w), {"w": (2, 6, 4), "b": (1, 4)}, lambda p, x: [(p["w"].mT, x[:2])]),
-    "addbmm": (lambda m, x: torch.addbmm(m.b, x[:2], m.w), {"w": (2, 6, 4), "b": (4,)}, lambda p, x: [(p["w"].mT, x[:2])]),
-    "expanded": (lambda m, x: torch.bmm(x, m.w.expand(len(x), 6, 4)), {"w": (6, 4)}, lambda p, x: [(p["w"].T[None], flat(x))]),
-    "expanded and copied": (lambda m, x: torch.bmm(x, m.w.expand(len(x), 6, 4).contiguous()), {"w": (6, 4)}, lambda p, x: [(p["w"].T[None], flat(x))]),
-    "a matrix a head": (
-        lambda m, x: x.unflatten(-1, (2, 3)).transpose(1, 2) @ m.w,
-        {"w": (2, 3, 4)},
-        lambda p, x: [(p["w"].mT, x.reshape(-1, 2, 3).transpose(0, 1))],
-    ),
-    "a matrix a head, heads first": (
-        lambda m, x: x.unflatten(-1, (2, 3)).permute(2, 0, 1, 3) @ m.w[:, None],
-        {"w": (2, 3, 4)},
-        lambda p, x: [(p["w"].mT, x.reshape(-1, 2, 3).transpose(0, 1))],
-    ),
-    "einsum": (lambda m, x: torch.einsum("bnd,de->bne", x, m.w), {"w": (6, 4)}, lambda p, x: [(p["w"].T[None], flat(x))]),
-    "einsum, transposed": (lambda m, x: torch.einsum("ed,bnd->ben", m.w, x), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "einsum over heads": (
-        lambda m, x: torch.einsum("bnhd,hde->bhne", x.unflatten(-1, (2, 3)), m.w),
-        {"w": (2, 3, 4)},
-        lambda p, x: [(p["w"].mT, x.reshape(-1, 2, 3).transpose(0, 1))],
-    ),
-    "einsum over two dimensions": (
-        lambda m, x: torch.einsum("bnd,nde->be", x, m.w),
-        {"w": (5, 6, 4)},
-        lambda p, x: [(p["w"].view(1, 30, 4).mT, x.reshape(1, -1, 30))],
-    ),
-    "tensordot": (lambda m, x: torch.tensordot(x, m.w, dims=([2], [1])), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "some outputs": (lambda m, x: F.linear(x, m.w[1:3]), {"w": (4, 6)}, lambda p, x: [(p["w"][None, 1:3], flat(x))]),
-    "every other output": (lambda m, x: F.linear(x, m.w[::2]), {"w": (4, 6)}, lambda p, x: [(p["w"][None, ::2], flat(x))]),
-    "some inputs": (lambda m, x: F.linear(x[..., :3], m.w[:, 2:5]), {"w": (4, 6)}, lambda p, x: [(p["w"][None, :, 2:5], flat(x[..., :3]))]),
-    "inputs apart": (
-        lambda m, x: F.linear(x[..., :3], m.w[:, :3]) + F.linear(x[..., 3:], m.w[:, 3:]),
-        {"w": (4, 6)},
-        lambda p, x: [(p["w"][None, :, :3], flat(x[..., :3])), (p["w"][None, :, 3:], flat(x[..., 3:]))],
-    ),
-    "chunks with inputs of their own": (
-        lambda m, x: F.linear(x, m.w.chunk(2)[0]) * F.linear(x.tanh(), m.w.chunk(2)[1]),
-        {"w": (8, 6)},
-        lambda p, x: [(p["w"][None, :4], flat(x)), (p["w"][None, 4:], flat(x.tanh()))],
-    ),
-    "used twice": (lambda m, x: F.linear(x, m.w) + F.linear(2 * x.tanh(), m.w), {"w": (4, 6)}, lambda p, x: [(p["w"][None], torch.cat([flat(x), flat(2 * x.tanh())], 1))]),
-    "whole and in part": (
-        lambda m, x: F.linear(x, m.w).sum() + F.linear(3 * x.tanh(), m.w[2:5]),
-        {"w": (7, 6)},
-        lambda p, x: [
-            (p["w"][None, :2], flat(x)),
-            (p["w"][None, 2:5], torch.cat([flat(x), flat(3 * x.tanh())], 1)),
-            (p["w"][None, 5:], flat(x)),
+def test_a_transformer_layer_on_its_fused_path():
+    module = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = correlated_images(6, 5, 8)
+    found = repair(module, [x], ALPHA)
+    assert set(found.weights) == {
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj.weight",
+        "linear1.weight",
+        "linear2.weight",
+    }
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_queries_that_are_a_parameter_leave_keys_and_values_projected():
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Parameter(torch.randn(1, 1, 8))
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(self.query.expand(len(x), -1, -1), x, x)[0][:, 0]
+
+    module = Pool()
+    x = correlated_images(6, 5, 8)
+    rows = x.reshape(1, -1, 8)
+    expected = expect(module, lambda p: [(p["attention.in_proj_weight"][None, 8:], rows)], ALPHA)
+    found = repair(module, split(x, 4, 2), ALPHA)
+    name = "attention.in_proj_weight"
+    assert relative_difference(found.weights[name], expected[name], module.attention.in_proj_weight) < TOLERANCE
+    assert set(found.skipped) == {"query"}
+
+
+# Recurrent layers
+
+
+@pytest.mark.parametrize("family", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers(family):
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = family(6, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0][:, -1]
+
+    module = Last().eval()
+    x = correlated_images(7, 5, 6)
+    with torch.no_grad():
+        hidden = module.layer(x)[0]
+    before = torch.cat([torch.zeros(7, 1, 4), hidden[:, :-1]], dim=1)
+    expected = expect(
+        module,
+        lambda p: [
+            (p["layer.weight_ih_l0"][None], x.reshape(1, -1, 6)),
+            (p["layer.weight_hh_l0"][None], before.reshape(1, -1, 4)),
         ],
+        ALPHA,
+    )
+    assert_as_expected(module, split(x, 4, 3), expected)
+    assert torch._C._get_mkldnn_enabled()
+    assert torch.backends.cudnn.enabled
+
+
+def test_layers_of_a_bidirectional_stack():
+    module = nn.Sequential(nn.LSTM(6, 4, num_layers=2, bidirectional=True, batch_first=True))
+    found = repair(module, [correlated_images(7, 5, 6)], ALPHA)
+    assert len(found.weights) == 8
+    assert not found.skipped
+
+
+# Weights that are shared, tied, unused, transformed
+
+
+def test_a_module_used_several_times_sums_its_rows():
+    layer = nn.Linear(6, 6)
+    module = nn.Sequential(layer, nn.Tanh(), layer)
+    x = correlated_images(9, 6)
+    with torch.no_grad():
+        rows = torch.cat([x, layer(x).tanh()])[None]
+    assert_as_expected(module, split(x, 5, 4), expect(module, lambda p: [(p["0.weight"][None], rows)], ALPHA))
+
+
+def test_tied_weights_are_one_weight():
+    module = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    # Not the same Parameter, but the same memory.
+    module[2].weight = nn.Parameter(module[0].weight.data)
+    found = repair(module, [correlated_images(9, 6)], ALPHA)
+    assert set(found.weights) == {"0.weight"}
+    assert found.rows == {"0.weight": [18]}
+    assert not found.skipped
+
+
+def test_a_weight_used_from_both_sides_is_reported():
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.linear(x, self.weight).tanh(), self.weight.T)
+
+    assert repair(Autoencoder(), [correlated_images(9, 6)], ALPHA).skipped == {"weight": "used in pieces that overlap"}
+
+
+def test_tables_norms_and_unused_modules_are_left_with_the_reason():
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(5, 6)
+            self.position = nn.Parameter(torch.randn(1, 5, 6))
+            self.token = nn.Parameter(torch.randn(1, 1, 6))
+            self.scale = nn.Parameter(torch.randn(5, 6))
+            self.norm = nn.LayerNorm([5, 6])
+            self.auxiliary = nn.Linear(6, 2)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x * self.scale + self.position + self.embedding(torch.arange(5)))
+            return self.head(torch.cat([self.token.expand(len(x), -1, -1), x], dim=1).mean(1))
+
+    found = repair(Network(), [correlated_images(7, 5, 6)], ALPHA)
+    assert set(found.weights) == {"head.weight"}
+    product = "in no matrix product or convolution with activations"
+    assert found.skipped == {
+        "embedding.weight": f"{product} (read by embedding)",
+        "position": f"{product} (read by add)",
+        "token": f"{product} (read by cat)",
+        "scale": f"{product} (read by mul)",
+        "norm.weight": f"{product} (read by native_layer_norm)",
+        "norm.bias": f"{product} (read by native_layer_norm)",
+        "auxiliary.weight": "not used in eval mode",
+    }
+
+
+def with_changed_copy(m: nn.Module, x: Tensor) -> Tensor:
+    weight = m.w.clone()
+    weight.div_(weight.norm())
+    return F.linear(x, weight)
+
+
+def with_copy_in_constant(m: nn.Module, x: Tensor) -> Tensor:
+    weight = torch.zeros(4, 6)
+    weight[1:] = m.w[:3]
+    return F.linear(x, weight)
+
+
+class Symmetric(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The upper triangle, mirrored."""
+        return weight.triu() + weight.triu(1).T
+
+
+def parametrized() -> nn.Module:
+    layer = nn.Linear(6, 6)
+    parametrize.register_parametrization(layer, "weight", Symmetric())
+    return layer
+
+
+NORM = "_weight_norm"
+TRANSFORMED = {
+    "changed copy": (lambda: Function(with_changed_copy, w=(4, 6)), {"w": "div_"}),
+    "copied into a constant": (lambda: Function(with_copy_in_constant, w=(4, 6)), {"w": "copy_"}),
+    "scaled": (lambda: Function(lambda m, x: F.linear(x, m.w * 2), w=(4, 6)), {"w": "mul"}),
+    "unmerged low rank": (
+        lambda: Function(lambda m, x: F.linear(x, m.w + m.up @ m.down), w=(4, 6), up=(4, 2), down=(2, 6)),
+        {"w": "add", "up": "mm", "down": "mm"},
     ),
-    "as a batch and as a whole": (
-        lambda m, x: F.linear(x[:2], m.w.flatten(0, 1)).sum() + torch.bmm(x[:2].tanh(), m.w.mT),
-        {"w": (2, 4, 6)},
-        lambda p, x: [(p["w"][i][None], torch.cat([flat(x[:2]), x[i : i + 1].tanh()], 1)) for i in range(2)],
+    "weight_norm": (
+        lambda: parametrizations.weight_norm(nn.Linear(6, 4)),
+        {"original0": NORM, "original1": NORM},
     ),
-    "as a layer and as a convolution": (
-        lambda m, x: F.linear(x, m.w).sum() + F.conv1d(2 * x.tanh().mT, m.w[..., None]),
-        {"w": (4, 6)},
-        lambda p, x: [(p["w"][None], torch.cat([flat(x), flat(2 * x.tanh())], 1))],
-    ),
-    "a kernel as a matrix": (lambda m, x: F.linear(x, m.w.flatten(1)), {"w": (4, 2, 3)}, lambda p, x: [(p["w"].view(1, 4, 6), flat(x))]),
-    "a kernel in patches": (
-        lambda m, x: m.w.flatten(1) @ F.unfold(x[:, None], 3),
-        {"w": (4, 1, 3, 3)},
-        lambda p, x: [(p["w"].view(1, 4, 9), flat(F.unfold(x[:, None], 3).mT))],
-    ),
-    "cloned": (lambda m, x: F.linear(x, m.w.clone()), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "transposed and copied": (lambda m, x: x @ m.w.t().contiguous(), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "copied, then sliced": (lambda m, x: F.linear(x, m.w.t().contiguous().t()[1:]), {"w": (4, 6)}, lambda p, x: [(p["w"][None, 1:], flat(x))]),
-    "sliced, then reshaped": (lambda m, x: F.linear(x, m.w[:, :3].reshape(2, 6)), {"w": (4, 6)}, None),
-    "in another precision": (lambda m, x: F.linear(x.double(), m.w.double()), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "moved to where it is": (lambda m, x: F.linear(x, m.w.to("cpu", torch.float32)), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "detached, by its data": (lambda m, x: F.linear(x, m.w.detach()) + F.linear(x, m.w.data), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "an input written into a constant": (lambda m, x: F.linear(filled(x), m.w), {"w": (4, 6)}, lambda p, x: [(p["w"][None], flat(x))]),
-    "inference mode": (
-        lambda m, x: torch.inference_mode()(lambda: F.linear(torch.einsum("bnd,de->bne", x, m.v), m.w))(),
-        {"w": (4, 3), "v": (6, 3)},
-        lambda p, x: [(p["v"].T[None], flat(x)), (p["w"][None], flat(x.double() @ V))],
+    "weight_norm, old": (lambda: nn.utils.weight_norm(nn.Linear(6, 4)), {"weight_g": NORM, "weight_v": NORM}),
+    "spectral_norm": (lambda: parametrizations.spectral_norm(nn.Linear(6, 4)), {"original": "div"}),
+    "spectral_norm, old": (lambda: nn.utils.spectral_norm(nn.Linear(6, 4)), {"weight_orig": "div"}),
+    "parametrization": (parametrized, {"original": "triu"}),
+    "weight standardisation": (
+        lambda: nn.Sequential(nn.Unflatten(1, (6, 1, 1)), ScaledStdConv2d(6, 4, 1)),
+        {"1.weight": "batch_norm"},
     ),
 }
-V = torch.zeros(6, 3, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("function", "shapes", "matrices"), PRODUCTS.values(), ids=PRODUCTS)
-def test_products(function, shapes, matrices):
-    module = Function(function, **shapes)
-    x = correlated_images(6, 5, 6)
-    if "v" in shapes:
-        V.copy_(module.v.detach())
-    if matrices is None:
-        assert set(repair(module, [x], ALPHA).skipped) == set(shapes)
-        return
-    expected = expect(module, lambda p: matrices(p, x.double()), ALPHA)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("build", "operators"), TRANSFORMED.values(), ids=TRANSFORMED)
+def test_transformed_weights_are_reported(build, operators):
+    found = repair(build(), [correlated_images(9, 6)], ALPHA)
+    assert not found.weights
+    for ending, operator in operators.items():
+        (reason,) = [text for name, text in found.skipped.items() if name.endswith(ending)]
+        assert reason.startswith("transformed before it multiplies activations (")
+        assert operator in reason
+
+
+def test_merged_parametrizations_are_weights():
+    layer = parametrized()
+    parametrize.remove_parametrizations(layer, "weight")
+    assert set(repair(layer, [correlated_images(9, 6)], ALPHA).weights) == {"weight"}
+
+
+def test_bilinear_layers_are_reported():
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Bilinear(6, 6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, x)
+
+    assert "_trilinear" in repair(Pairs(), [correlated_images(9, 6)], ALPHA).skipped["layer.weight"]
+
+
+def test_a_table_of_positions_multiplied_by_a_weight_is_rows():
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.randn(5, 3))
+            self.hidden, self.out = nn.Linear(3, 7), nn.Linear(7, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.out(self.hidden(self.table).relu()).sigmoid()
+
+    module = Positions()
+    with torch.no_grad():
+        hidden = module.hidden(module.table).relu()
+    expected = expect(
+        module, lambda p: [(p["hidden.weight"][None], module.table[None]), (p["out.weight"][None], hidden[None])], ALPHA
+    )
+    assert_as_expected(module, [correlated_images(7, 5, 6)], expected)
+
+
+def test_parameters_in_another_memory_format():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=2))
+    images = correlated_images(7, 3, 9, 8)
+    expected = repair(module, [images], ALPHA).weights
+    found = repair(copy.deepcopy(module).to(memory_format=torch.channels_last), [images], ALPHA).weights
+    assert not module.to(memory_format=torch.channels_last)[0].weight.is_contiguous()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_that_share_one_storage():
+    flat = torch.randn(2 * 24)
+    module = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 6, bias=False))
+    module[0].weight = nn.Parameter(flat[:24].view(4, 6))
+    module[1].weight = nn.Parameter(flat[24:].view(6, 4))
+    x = correlated_images(9, 6)
+    with torch.no_grad():
+        hidden = module[0](x)
+    expected = expect(module, lambda p: [(p["0.weight"][None], x[None]), (p["1.weight"][None], hidden[None])], ALPHA)
     assert_as_expected(module, [x], expected)
+
+
+# What a network is left as
+
+
+class Failing(nn.Module):
+    """Layers with a state, and an exception after them where `fails`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.attention = nn.TransformerEncoderLayer(6, 2, 6, batch_first=True)
+        self.norm = nn.BatchNorm1d(5)
+        self.lstm = nn.LSTM(6, 6, batch_first=True)
+        self.dropout = nn.Dropout()
+        self.fails = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run them, and fail."""
+        x = self.lstm(self.dropout(self.attention(self.layer(self.norm(x)))))[0]
+        if self.fails:
+            raise RuntimeError("on purpose")
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("inference", [False, True])
+def test_everything_is_restored(fails, inference):
+    module = Failing().train()
+    module.norm.eval()
+    module.layer.register_forward_hook(lambda *_: None)
+    module.fails = fails
+    modes = {name: part.training for name, part in module.named_modules()}
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    hooks = {name: dict(part._forward_hooks) | dict(part._forward_pre_hooks) for name, part in module.named_modules()}
+    capture = Capture(module, lambda _: None)
+    with torch.inference_mode(inference):
+        if fails:
+            with pytest.raises(RuntimeError, match="on purpose"), capture:
+                capture.forward(correlated_images(3, 5, 6))
+        else:
+            with capture:
+                assert not module.training
+                capture.forward(correlated_images(3, 5, 6))
+    assert {name: part.training for name, part in module.named_modules()} == modes
+    assert {n: dict(p._forward_hooks) | dict(p._forward_pre_hooks) for n, p in module.named_modules()} == hooks
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch._C._get_mkldnn_enabled()
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_fast_path_that_was_off_stays_off():
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        repair(nn.Linear(6, 4), [correlated_images(9, 6)], ALPHA)
+        assert not torch.backends.mha.get_fastpath_enabled()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_capturing_changes_no_output():
+    module = timm.create_model("test_vit", num_classes=5).eval()
+    images = correlated_images(3, 3, 160, 160)
+    with torch.no_grad():
+        expected = module(images)
+    with Capture(module, lambda _: None) as capture:
+        torch.testing.assert_close(capture.forward(images), expected, rtol=1e-4, atol=1e-5)
+
+
+# Whole networks
+
+
+class Wave(nn.Module):
+    """A classifier of one-dimensional signals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 8, 7, stride=2, padding=3, padding_mode="circular")
+        self.blocks = nn.Sequential(
+            nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 12, 3, padding=2, dilation=2), nn.GELU(),
+            nn.Conv1d(12, 12, 5, groups=3), nn.Tanh(),
+        )  # fmt: skip
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of `[n, 3, length]`."""
+        return self.head(self.blocks(self.stem(x)).mean(-1))
+
+
+NETWORKS = {
+    "resnext50_32x4d": (lambda: timm.create_model("resnext50_32x4d"), 64, 54),
+    "convnext_atto": (lambda: timm.create_model("convnext_atto"), 64, 41),
+    "mobilenetv3_small_100": (lambda: timm.create_model("mobilenetv3_small_100"), 64, 54),
+    "vit_tiny_patch16_224": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64), 64, 50),
+    "swinv2_tiny_window8_256": (
+        lambda: timm.create_model("swinv2_tiny_window8_256", img_size=64, window_size=4),
+        64,
+        77,
+    ),
+    "torchvision swin_t": (torchvision.models.swin_t, 64, 53),
+}
+
+
+@pytest.mark.parametrize(("build", "size", "count"), NETWORKS.values(), ids=NETWORKS)
+def test_networks_against_brute_force(build, size, count, monkeypatch):
+    module = build().eval()
+    images = correlated_images(3, 3, size, size)
+    recorder = Recorder(module)
+    with recorder.patched(monkeypatch), torch.no_grad():
+        module(images)
+    expected = recorder.expected(ALPHA)
+    assert len(expected) == count
+    assert_as_expected(module, split(images, 2, 1), expected)
+
+
+def test_a_network_of_signals_against_brute_force(monkeypatch):
+    module = Wave().eval()
+    signals = correlated_images(9, 3, 40)
+    recorder = Recorder(module)
+    with recorder.patched(monkeypatch), torch.no_grad():
+        module(signals)
+    expected = recorder.expected(ALPHA)
+    assert len(expected) == 4
+    assert_as_expected(module, split(signals, 4, 4, 1), expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "left"),
+    [
+        (torchvision.models.vit_b_16, {"class_token", "encoder.pos_embedding"}),
+        (lambda: timm.create_model("beit_base_patch16_224"), {"cls_token"}),
+    ],
+    ids=["torchvision vit_b_16", "timm beit_base_patch16_224"],
+)
+def test_all_weights_of_attention_networks_are_found(build, left):
+    module = build()
+    used: set[str] = set()
+    with Capture(module, lambda use: used.add(use.weight)) as capture:
+        capture.forward(correlated_images(1, 3, 224, 224))
+    assert len(used) == 50
+    tables = {name for name in capture.sightings if name.endswith("relative_position_bias_table")}
+    assert capture.sightings.keys() - used == left | tables
