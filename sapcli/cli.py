@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -50,6 +52,8 @@ cache_app = typer.Typer(no_args_is_help=True, help="See or empty the folder of i
 app.add_typer(cache_app, name="cache")
 
 _DEBUG = "SAP_DEBUG"
+# Options of glibc's mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 class Terminated(BaseException):
@@ -311,7 +315,20 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc keep the memory that activations leave behind instead of giving it back to the system each time.
+
+    Getting it anew costs a page fault every 4 KiB, which is a quarter of the time of a forward pass on the CPU.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL(None)
+            library.mallopt(_M_MMAP_MAX, 0)
+            library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def main() -> NoReturn:
     """The console script."""
+    _keep_freed_memory()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())
