@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sapcli.capture import Capture, Sighting
+from sapcli.contents import contents_of, to_text
 from sapcli.errors import CheckpointError, DatasetError, NumericsError
 from sapcli.images import Images
+from sapcli.memory import smaller_batch
 from sapcli.moments import Basis, SecondMoment
 from sapcli.operands import Use
 from sapcli.progress import Progress
@@ -41,6 +43,21 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class SampleFacts:
+    """What the forward passes told of the samples themselves.
+
+    Attributes:
+        per_class: How many there are of each class of the model.
+        contradicted: How many of them the model takes for another class than their label says.
+        contents: What their files contain, as `contents.to_text` writes it.
+    """
+
+    per_class: tuple[int, ...] = ()
+    contradicted: int = 0
+    contents: str = ""
+
+
+@dataclass(frozen=True)
 class Bases:
     """What the samples say about every weight of two or more dimensions.
 
@@ -49,12 +66,14 @@ class Bases:
         skipped: Per weight that does not, the reason.
         checkpoint: The digest of the weights that the activations were made with.
         samples: The digest of the samples that were run.
+        facts: What else is known of the samples.
     """
 
     pieces: Mapping[str, tuple[Piece, ...]]
     skipped: Mapping[str, str]
     checkpoint: str
     samples: str
+    facts: SampleFacts = SampleFacts()
 
     def require_rows(self, weights: Collection[str]) -> None:
         """Make sure that these weights have seen activations to be projected onto.
@@ -180,19 +199,43 @@ def collect_bases(
         NumericsError: Activations hold NaN or infinity, or a decomposition fails; the weight is named.
         DatasetError: None of the images could be read.
     """
-    moments = SecondMoments(classifier.module)
-    seen = 0
-    with progress.stage("capturing activations", len(indices)) as advance, full_precision(), moments.capture as capture:
-        for batch in images.batches(indices):
-            classifier.check_output(capture.forward(classifier.inputs(batch.images)), len(batch.images))
-            seen += len(batch.indices)
-            advance(len(batch.indices))
-    if not seen:
+    moments, facts = _captured(classifier, images, indices, progress)
+    if not sum(facts.per_class):
         raise DatasetError(
             f"none of the {len(indices)} trusted images of {images.dataset.root} can be read", "choose others"
         )
     skipped = moments.skipped()
-    return Bases(moments.pieces(progress), skipped, checkpoint, samples)
+    return Bases(moments.pieces(progress), skipped, checkpoint, samples, facts)
+
+
+def _captured(
+    classifier: Classifier, images: Images, indices: Sequence[int], progress: Progress
+) -> tuple[SecondMoments, SampleFacts]:
+    """The second moments of the samples' rows, and what the network made of the samples."""
+    while True:
+        moments = SecondMoments(classifier.module)
+        try:
+            return moments, _run(moments, classifier, images, indices, progress)
+        except (MemoryError, RuntimeError) as error:
+            # Some layers have added their rows of the batch already and others have not: all begins again.
+            images.batch_size = smaller_batch(min(images.batch_size, len(indices)), error, progress)
+
+
+def _run(
+    moments: SecondMoments, classifier: Classifier, images: Images, indices: Sequence[int], progress: Progress
+) -> SampleFacts:
+    """Add the rows of all samples to `moments`."""
+    per_class = torch.zeros(classifier.architecture.num_classes, dtype=torch.int64)
+    contradicted = 0
+    with progress.stage("capturing activations", len(indices)) as advance, full_precision(), moments.capture as capture:
+        for batch in images.batches(indices):
+            output = capture.forward(classifier.inputs(batch.images))
+            predictions = classifier.check_output(output, len(batch.images)).argmax(dim=1).cpu()
+            per_class += torch.bincount(batch.labels, minlength=len(per_class))
+            contradicted += int((predictions != batch.labels).sum())
+            advance(len(batch.indices))
+    contents = to_text(contents_of(images.dataset, indices).values())
+    return SampleFacts(tuple(per_class.tolist()), contradicted, contents)
 
 
 @contextmanager
@@ -231,6 +274,7 @@ def write_bases(bases: Bases, destination: Path | BinaryIO) -> None:
         "sap.samples": bases.samples,
         "sap.weights": json.dumps(geometry),
         "sap.skipped": json.dumps(dict(bases.skipped)),
+        "sap.facts": json.dumps(asdict(bases.facts)),
     }
     write_safetensors(destination, tensors, metadata)
 
@@ -260,9 +304,14 @@ def read_bases(path: Path, source: str | None = None) -> Bases:
                 for name, entries in geometry.items()
             }
             skipped = {str(name): str(text) for name, text in json.loads(metadata["sap.skipped"]).items()}
-            return Bases(pieces, skipped, metadata["sap.checkpoint"], metadata["sap.samples"])
+            return Bases(pieces, skipped, metadata["sap.checkpoint"], metadata["sap.samples"], _read_facts(metadata))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{source} cannot be read as bases: {error}", again) from error
+
+
+def _read_facts(metadata: Mapping[str, str]) -> SampleFacts:
+    facts = json.loads(metadata["sap.facts"])
+    return SampleFacts(tuple(map(int, facts["per_class"])), int(facts["contradicted"]), str(facts["contents"]))
 
 
 def _read_piece(file: Any, key: str, entry: Mapping[str, Any]) -> Piece:

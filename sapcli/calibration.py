@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sapcli.images import Images
+from sapcli.memory import smaller_batch
 from sapcli.progress import Progress
 from sapcli.scoring import Classifier
 
 BATCHNORM_IMAGES = 5000
 """So many images are enough for the statistics of every layer."""
+BATCHNORM_BATCH = 128
+"""Images at a time. The result depends on it, so it is not the user's choice of what fits into memory."""
 
 
 def batchnorm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
@@ -30,7 +33,14 @@ def batchnorm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def reestimate(classifier: Classifier, images: Images, indices: Sequence[int], progress: Progress, stage: str) -> None:
+def reestimate(
+    classifier: Classifier,
+    images: Images,
+    indices: Sequence[int],
+    progress: Progress,
+    stage: str,
+    batch_size: int = BATCHNORM_BATCH,
+) -> int:
     """Replace every BatchNorm layer's running mean and variance by those of the images at `indices`.
 
     Each batch counts by its number of images. The rest of the network stays in eval mode; `num_batches_tracked` and
@@ -42,14 +52,35 @@ def reestimate(classifier: Classifier, images: Images, indices: Sequence[int], p
         indices: Which of them.
         progress: Told of the images done.
         stage: The stage's name.
+        batch_size: Images at a time. Where memory does not suffice, all begins again with half of it.
+
+    Returns:
+        The batch size that fitted into memory.
     """
     layers = list(batchnorm_layers(classifier.module).values())
-    if not layers:
-        return
+    while layers:
+        try:
+            _average(classifier, layers, images, indices, progress, stage, batch_size)
+            break
+        except (MemoryError, RuntimeError) as error:
+            batch_size = smaller_batch(batch_size, error, progress)
+    return batch_size
+
+
+def _average(
+    classifier: Classifier,
+    layers: Sequence[_BatchNorm],
+    images: Images,
+    indices: Sequence[int],
+    progress: Progress,
+    stage: str,
+    batch_size: int,
+) -> None:
+    """The mean of the statistics of all batches. The first one counts alone and so replaces what was there."""
     with progress.stage(stage, len(indices)) as advance, _counting(layers), torch.no_grad():
         seen = 0
         waiting: Tensor | None = None
-        for batch in images.batches(indices):
+        for batch in images.batches(indices, batch_size):
             decoded = batch.images if waiting is None else torch.cat([waiting, batch.images])
             # The variance of a single value does not exist: an image alone goes with the next batch, or is left out.
             waiting = decoded if len(decoded) < 2 else None

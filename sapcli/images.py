@@ -44,6 +44,11 @@ class Batch:
     images: Tensor
     labels: Tensor
 
+    def split(self, size: int) -> list[Batch]:
+        """The same images in batches of at most `size`."""
+        parts = [slice(start, start + size) for start in range(0, len(self.indices), size)]
+        return [Batch(self.indices[part], self.images[part], self.labels[part]) for part in parts]
+
 
 class Images:
     """The images of a dataset under one preprocessing.
@@ -53,6 +58,7 @@ class Images:
 
     Attributes:
         dataset: Where the images come from.
+        batch_size: Images per batch; when it is changed, also of the batches that are still to come.
         unreadable: The images that could not be read so far: from the sample's index to the reason.
     """
 
@@ -82,7 +88,7 @@ class Images:
         self.dataset = dataset
         self.unreadable: dict[int, str] = {}
         self._decoder = Decoder(dataset.root, preprocessing)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._workers = workers
         self._strict = strict
         self._labels = np.asarray(dataset.labels, dtype=np.int64)
@@ -92,11 +98,15 @@ class Images:
         self._kept_count = 0
         self._slots = np.full(len(dataset.paths), _NOT_DECODED, dtype=np.int64)
 
-    def batches(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
+    def batches(self, indices: Sequence[int] | None = None, batch_size: int | None = None) -> Iterator[Batch]:
         """Decode the samples, in the given order (all, in the dataset's order, without one), batch by batch.
 
         An image that cannot be read is left out of its batch and noted in `unreadable`; a batch without any image is
         left out.
+
+        Args:
+            indices: Which samples.
+            batch_size: Images per batch, instead of those of `self`.
 
         Raises:
             DatasetError: If an index is none of the dataset's, no image can be read or, when strict, one cannot; if a
@@ -106,8 +116,9 @@ class Images:
         pending = self._slots[order] == _NOT_DECODED
         decoded = self._decoded(order[pending])
         readable = 0
-        for start in range(0, len(order), self._batch_size):
-            stop = start + self._batch_size
+        stop = 0
+        while stop < len(order):
+            start, stop = stop, stop + (batch_size or self.batch_size)
             batch = self._batch(order[start:stop], pending[start:stop], decoded)
             readable += len(batch.indices)
             if len(batch.indices):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,18 +16,21 @@ from sapcli import __version__
 from sapcli.architecture import Architecture, load_model, resolve_architecture
 from sapcli.bases import Bases, collect_bases, read_bases, write_bases
 from sapcli.cache import Cache
-from sapcli.calibration import batchnorm_layers, reestimate
+from sapcli.calibration import BATCHNORM_BATCH, BATCHNORM_IMAGES, batchnorm_layers, reestimate
 from sapcli.checkpoint import Checkpoint
+from sapcli.contents import contents_of, find_contents, from_text
 from sapcli.correction import Correction, LayerPlan, plan_layers
 from sapcli.dataset import Dataset, Role, open_dataset
 from sapcli.errors import CheckpointError, DatasetError, UsageError
+from sapcli.estimate import Workload
 from sapcli.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.evidence import weak_points
 from sapcli.files import atomic_write
 from sapcli.images import Images
 from sapcli.progress import Progress
 from sapcli.saving import write_safetensors
 from sapcli.scoring import Classifier, Outcomes, score
-from sapcli.search import Choice, Evidence, best_on_validation, knee
+from sapcli.search import Choice, Evidence, best_on_validation, knee, usual_trials
 from sapcli.selection import TrustedSet, curvatures, parse_trusted, random_scores, select_lowest
 from sapcli.settings import (
     BatchNorm,
@@ -39,8 +42,6 @@ from sapcli.settings import (
     SelectionSettings,
     Strategy,
 )
-
-_BATCHNORM_IMAGES = 5000
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Repair:
         before: The metrics on the validation images of the model as it was; `None` without any.
         after: The same of the repaired model.
         gain: The difference, from paired outcomes.
+        outcomes_before: What the model as it was made of the validation images; `None` without any.
+        outcomes_after: The same of the repaired model.
+        weak_points: What is to be said against the evidence.
     """
 
     choice: Choice
@@ -77,6 +81,9 @@ class Repair:
     before: Metrics | None = None
     after: Metrics | None = None
     gain: Gain | None = None
+    outcomes_before: Outcomes | None = None
+    outcomes_after: Outcomes | None = None
+    weak_points: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -139,7 +146,8 @@ class Session:
             Role.CHOOSE,
             self.architecture.num_classes,
             label_names=self.training.classes,
-            labels=self.source.labels,
+            # A label file names the images of DATA.
+            labels=None if dedicated else self.source.labels,
             class_map=self.source.class_map,
             dedicated=dedicated,
         )
@@ -207,6 +215,7 @@ class Session:
             "strategy": settings.strategy,
             "seed": self.settings.seed if settings.strategy is not Strategy.LOSS else 0,
             "excluded": sorted(excluded),
+            "validation": "" if self.validation is None else self.validation.fingerprint,
         }
         return self.cache.fetch(
             "trusted",
@@ -227,11 +236,24 @@ class Session:
             outcomes = self.training_outcomes()
             indices, scores = outcomes.indices, outcomes.losses
             losses = outcomes.losses
-        if excluded:
-            allowed = ~torch.isin(indices, torch.tensor(sorted(excluded)))
-            indices, scores = indices[allowed], scores[allowed]
-            losses = losses[allowed] if losses is not None else None
-        return select_lowest(self.training, indices, scores, settings.count, losses, self.progress)
+        while True:
+            if excluded:
+                allowed = ~torch.isin(indices, torch.tensor(sorted(excluded)))
+                indices, scores = indices[allowed], scores[allowed]
+                losses = losses[allowed] if losses is not None else None
+            trusted = select_lowest(self.training, indices, scores, settings.count, losses, self.progress)
+            excluded = self._copies_of_validation(trusted.indices)
+            if not excluded:
+                return trusted
+            self.progress.note(f"{len(excluded)} training images are copies of validation images and are not trusted")
+
+    def _copies_of_validation(self, indices: Sequence[int]) -> frozenset[int]:
+        """Those of these training images that have the content of a validation image."""
+        if self.validation is None:
+            return frozenset()
+        contents = contents_of(self.training, indices)
+        shared = set(find_contents(self.validation, contents.values()).values())
+        return frozenset(index for index, content in contents.items() if content in shared)
 
     def _validation_twins(self) -> frozenset[int]:
         """Training images that are validation images too: the same files, whatever their names."""
@@ -301,6 +323,29 @@ class Session:
             keep_classifier=settings.keep_classifier,
         )
 
+    def workload(self, settings: ProjectionSettings, trusted: int, *, selects: bool, captures: bool) -> Workload:
+        """What a repair runs, for an estimate.
+
+        Args:
+            settings: How the weights are to be changed.
+            trusted: The number of trusted samples.
+            selects: Whether they are chosen first, which scores all training images.
+            captures: Whether bases are made of them.
+        """
+        validation = 0 if self.validation is None else len(self.validation.paths)
+        evidence = Evidence.FIXED if settings.alpha is not None else Evidence.KNEE
+        if settings.alpha is None and validation:
+            evidence = Evidence.VALIDATION
+        return Workload(
+            scored=len(self.training.paths) if selects else 0,
+            trusted=trusted,
+            captured=captures,
+            judged=trusted if evidence is Evidence.KNEE else validation,
+            trials=usual_trials(evidence, settings.importance is Importance.GPM),
+            batchnorm=len(self._batchnorm_indices(settings)),
+            batch_size=self.settings.batch_size,
+        )
+
     def repair(
         self, settings: ProjectionSettings, bases: Bases, trusted: Samples | None, forget: Bases | None = None
     ) -> tuple[Repair, Correction]:
@@ -315,16 +360,25 @@ class Session:
         Raises:
             UsageError: Alpha is to be searched, and there is neither validation data nor a trusted set.
         """
+        stage = "choosing alpha" if settings.alpha is None else f"projecting with alpha {settings.alpha:g}"
+        # One stage to those who listen: what is inside it shows only while it runs.
+        with self.progress.stage(stage, None, "alphas"):
+            return self._repair(settings, bases, trusted, forget)
+
+    def _repair(
+        self, settings: ProjectionSettings, bases: Bases, trusted: Samples | None, forget: Bases | None
+    ) -> tuple[Repair, Correction]:
         plan = self.plan(bases, settings)
         correction = self._correction(settings, bases, plan, forget)
-        validation = None if self.validation is None else self.images(self.validation)
-        before = None if validation is None else self.score(validation, "validating the unchanged model")
+        judges = self._judges(bases)
+        validation = self.images(self.validation) if self.validation is not None and judges else None
+        before = None if validation is None else self.score(validation, "validating the unchanged model", judges)
         outcomes: dict[float, Outcomes] = {}
 
         def accuracy(alpha: float) -> float:
             assert validation is not None
             correction.apply(alpha)
-            outcomes[alpha] = self.score(validation, f"validating alpha {alpha:g}")
+            outcomes[alpha] = self.score(validation, f"validating alpha {alpha:g}", judges)
             return float(outcomes[alpha].correct.double().mean())
 
         energies = settings.importance is Importance.GPM
@@ -334,6 +388,7 @@ class Session:
                 accuracy(settings.alpha)
         elif before is not None and len(before):
             choice = best_on_validation(accuracy, float(before.correct.double().mean()), energies)
+            choice = replace(choice, samples=len(before))
         elif trusted is not None:
             choice = self._knee(correction, trusted, energies)
         else:
@@ -349,6 +404,7 @@ class Session:
             removed = correction.removed(choice.alpha)
         after = before if choice.alpha is None else outcomes.get(choice.alpha)
         classes = self.training.classes
+        gain = None if before is None or after is None else paired_gain(before, after)
         repair = Repair(
             choice=choice,
             plan=plan,
@@ -358,17 +414,33 @@ class Session:
             validation=0 if before is None else len(before),
             before=None if before is None else measure(before, classes),
             after=None if after is None else measure(after, classes),
-            gain=None if before is None or after is None else paired_gain(before, after),
+            gain=gain,
+            outcomes_before=before,
+            outcomes_after=after,
+            weak_points=weak_points(choice, gain, 0 if before is None else len(before), bases.facts, classes),
         )
         return repair, correction
+
+    def _judges(self, bases: Bases) -> Sequence[int]:
+        """The validation images that are not, by their content, among the samples that the bases were made of."""
+        if self.validation is None:
+            return ()
+        trusted = find_contents(self.validation, from_text(bases.facts.contents))
+        if trusted:
+            self.progress.note(f"{len(trusted)} validation images are trusted samples too and do not judge")
+        return [index for index in range(len(self.validation.paths)) if index not in trusted]
 
     def _correction(
         self, settings: ProjectionSettings, bases: Bases, plan: LayerPlan, forget: Bases | None
     ) -> Correction:
         indices = self._batchnorm_indices(settings)
+        batch_size = BATCHNORM_BATCH
 
         def calibrate() -> None:
-            reestimate(self.classifier, self.training_images, indices, self.progress, "re-estimating BatchNorm")
+            nonlocal batch_size
+            batch_size = reestimate(
+                self.classifier, self.training_images, indices, self.progress, "re-estimating BatchNorm", batch_size
+            )
 
         return Correction(
             self.classifier,
@@ -386,7 +458,7 @@ class Session:
         if settings.batchnorm is BatchNorm.KEEP or not batchnorm_layers(self.classifier.module):
             return []
         generator = torch.Generator().manual_seed(self.settings.seed)
-        order: list[int] = torch.randperm(len(self.training.paths), generator=generator)[:_BATCHNORM_IMAGES].tolist()
+        order: list[int] = torch.randperm(len(self.training.paths), generator=generator)[:BATCHNORM_IMAGES].tolist()
         return sorted(order)
 
     def _knee(self, correction: Correction, trusted: Samples, energies: bool) -> Choice:
@@ -400,7 +472,7 @@ class Session:
             after = self.score(trusted.images, f"trying alpha {alpha:g}", right)
             return float(after.correct.double().mean())
 
-        return knee(kept_right, energies)
+        return replace(knee(kept_right, energies), samples=len(right))
 
     def metadata(self, repair: Repair, settings: ProjectionSettings, bases: Bases) -> dict[str, str]:
         """The corrected checkpoint's metadata: the input's own, and how it came to be under `sap.*` keys."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sapcli.architecture import Architecture, LoadedModel, Preprocessing
 from sapcli.errors import ArchitectureError, NumericsError
 from sapcli.images import Batch, Images
+from sapcli.memory import in_portions
 from sapcli.progress import Progress
 
 
@@ -110,7 +112,7 @@ def score(
     classifier.module.eval()
     with progress.stage(stage, len(images.dataset.paths) if indices is None else len(indices)) as advance:
         for batch in images.batches(indices):
-            columns.append(_outcome(classifier, batch))
+            columns += in_portions(partial(_outcome, classifier), batch, images, progress)
             advance(len(batch.indices))
     if not columns:
         empty = torch.zeros(0, dtype=torch.int64)

@@ -34,12 +34,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The outcome of a search; `alpha` is `None` where nothing beat the unchanged model."""
+    """The outcome of a search.
+
+    Attributes:
+        alpha: What was chosen; `None` where nothing beat the unchanged model.
+        evidence: By what.
+        trials: All that was tried, by ascending alpha.
+        unchanged: The score of the unchanged model; `None` for the knee, where it is 1 by definition.
+        samples: How many samples each score is a fraction of.
+    """
 
     alpha: float | None
     evidence: Evidence
     trials: tuple[Trial, ...]
     unchanged: float | None = None
+    samples: int = 0
 
 
 def best_on_validation(accuracy: Callable[[float], float], unchanged: float, energies: bool = False) -> Choice:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sapcli.dataset import Dataset
 from sapcli.errors import DatasetError
-from sapcli.images import Images
+from sapcli.images import Batch, Images
+from sapcli.memory import in_portions
 from sapcli.progress import Progress
 from sapcli.scoring import Classifier
 
@@ -154,14 +155,15 @@ def curvatures(
     """The input-loss curvature of each readable sample.
 
     `mean_v || grad_x L(x + h v) - grad_x L(x) ||^2` over 10 random sign directions `v`, `h = 1e-3`, in normalised input
-    space; the rank is the same as with the published procedure's norms.
+    space; the rank is the same as with the published procedure's norms. All samples are moved along the same
+    directions, so that a sample's curvature does not depend on its batch.
 
     Returns:
         The samples' indices, int64 `[n]`, and their curvatures, float32 `[n]`.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: list[Tensor] = []
-    values: list[Tensor] = []
+    shape = (_CURVATURE_DRAWS, *classifier.architecture.preprocessing.input_size)
+    directions = torch.randint(0, 2, shape, generator=generator).to(classifier.device, torch.float32) * 2 - 1
     classifier.module.eval()
 
     def gradient(inputs: Tensor, labels: Tensor) -> Tensor:
@@ -170,18 +172,22 @@ def curvatures(
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         return torch.autograd.grad(loss, inputs)[0]
 
+    def curvature(batch: Batch) -> Tensor:
+        inputs, labels = classifier.inputs(batch.images), batch.labels.to(classifier.device)
+        at_sample = gradient(inputs, labels)
+        total = torch.zeros(len(inputs), device=classifier.device)
+        for direction in directions:
+            moved = gradient(inputs + _CURVATURE_STEP * direction, labels)
+            total += (moved - at_sample).flatten(1).square().sum(dim=1)
+        return total.cpu() / _CURVATURE_DRAWS
+
+    found: list[Tensor] = []
+    values: list[Tensor] = []
     total = len(images.dataset.paths) if indices is None else len(indices)
     with progress.stage("measuring curvature", total) as advance:
         for batch in images.batches(indices):
-            inputs, labels = classifier.inputs(batch.images), batch.labels.to(classifier.device)
-            at_sample = gradient(inputs, labels)
-            curvature = torch.zeros(len(inputs), device=classifier.device)
-            for _ in range(_CURVATURE_DRAWS):
-                signs = torch.randint(0, 2, inputs.shape, generator=generator, dtype=torch.float32) * 2 - 1
-                moved = gradient(inputs + _CURVATURE_STEP * signs.to(classifier.device), labels)
-                curvature += (moved - at_sample).flatten(1).square().sum(dim=1) / _CURVATURE_DRAWS
             found.append(batch.indices)
-            values.append(curvature.cpu())
+            values += in_portions(curvature, batch, images, progress)
             advance(len(batch.indices))
     return torch.cat(found), torch.cat(values)
 

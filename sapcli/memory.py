@@ -1,0 +1,68 @@
+"""Running out of memory in a batch, and going on with smaller ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from sapcli.errors import DeviceError
+from sapcli.progress import Progress
+
+if TYPE_CHECKING:
+    from sapcli.images import Batch, Images
+
+Result = TypeVar("Result")
+
+# What CUDA's allocator, MPS', the CPU's, and the libraries of CUDA say; only the first has an exception of its own.
+_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python's or PyTorch's says that memory ran out."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    )
+
+
+def smaller_batch(size: int, error: Exception, progress: Progress) -> int:
+    """Half of a batch that did not fit into memory.
+
+    Args:
+        size: How many images the batch had.
+        error: What running it raised.
+        progress: Told of the new size.
+
+    Raises:
+        DeviceError: There was but one image.
+        Exception: `error`, where it is about something else than memory.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    if size <= 1:
+        raise DeviceError(
+            "there is not enough memory for a single image",
+            "end what else uses the memory, or run on another --device",
+        ) from error
+    progress.warn(f"there is not enough memory for {size} images at a time: going on with {size // 2}")
+    return size // 2
+
+
+def in_portions(run: Callable[[Batch], Result], batch: Batch, images: Images, progress: Progress) -> Iterator[Result]:
+    """What `run` makes of a batch: of the whole, or where memory runs out, of ever smaller parts in their order.
+
+    Args:
+        run: Has no effect but its result, so that it can be tried again.
+        batch: The images to run.
+        images: Where they come from; its later batches are no larger than what fitted.
+        progress: Told when memory runs out.
+    """
+    waiting = [batch]
+    while waiting:
+        part = waiting.pop(0)
+        try:
+            result = run(part)
+        except (MemoryError, RuntimeError) as error:
+            images.batch_size = smaller_batch(len(part.indices), error, progress)
+            waiting[:0] = part.split(images.batch_size)
+        else:
+            yield result
