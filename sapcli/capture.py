@@ -174,11 +174,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operand = self._find(weight)
             if operand is None:
                 return None
+            images = _at_least_float32(rows)
             if transposed:
-                use = transposed_convolution_use(operand, rows, groups)
+                use = transposed_convolution_use(operand, images, groups)
             else:
                 geometry = Geometry.of(stride, padding, dilation, weight.dim() - 2)
-                use = convolution_use(operand, rows, geometry, groups)
+                use = convolution_use(operand, images, geometry, groups)
         elif operator in _PRODUCTS:
             left, right = (args[position] for position in _PRODUCTS[operator])
             if right.dim() == 1:
@@ -188,9 +189,9 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # Which of the two is the weight and which the rows cannot be told.
                 return None
             if operand is not None:
-                rows, use = left, product_use(operand, left)
+                rows, use = left, product_use(operand, _at_least_float32(left))
             elif from_left is not None:
-                operand, rows, use = from_left, right, product_use(from_left.transposed(), right.mT)
+                operand, rows, use = from_left, right, product_use(from_left.transposed(), _at_least_float32(right.mT))
             else:
                 return None
         else:
@@ -205,7 +206,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _find(self, tensor: Tensor) -> Operand | None:
         """The weight that `tensor` is a view or plain copy of."""
-        if not tensor.numel():
+        if not tensor.numel() or tensor.is_complex():
             return None
         size, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
         parameter = self._parameter_at(tensor)
@@ -320,6 +321,11 @@ def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor` in a precision that sums of its products fit into."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -1,0 +1,79 @@
+"""Tests of the choice of alpha."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sapcli.search import KNEE, Evidence, best_on_validation, knee
+
+
+class Counted:
+    """A score by alpha that remembers what it was asked."""
+
+    def __init__(self, score) -> None:
+        self.score = score
+        self.asked: list[float] = []
+
+    def __call__(self, alpha: float) -> float:
+        """The score."""
+        self.asked.append(alpha)
+        return self.score(alpha)
+
+
+@pytest.mark.parametrize("peak", [1e2, 250.0, 3e3, 4.5e4, 1e7])
+def test_a_single_peak_is_found_within_an_eighth_of_a_decade(peak):
+    score = Counted(lambda alpha: 1 - abs(math.log10(alpha / peak)) / 10)
+    choice = best_on_validation(score, 0.1)
+    assert abs(math.log10(choice.alpha / peak)) <= 0.126
+    assert choice.evidence is Evidence.VALIDATION
+    assert len(score.asked) == len(set(score.asked)) <= 10
+    assert all(1e2 <= alpha <= 1e7 for alpha in score.asked)
+    assert [trial.alpha for trial in choice.trials] == sorted(score.asked)
+    assert choice.unchanged == 0.1
+
+
+def test_the_unchanged_model_wins_a_tie():
+    assert best_on_validation(lambda _: 0.5, 0.5).alpha is None
+    assert best_on_validation(lambda _: 0.4, 0.5).alpha is None
+
+
+def test_of_equals_the_larger_alpha_wins():
+    assert best_on_validation(lambda _: 0.6, 0.5).alpha == 1e7
+    assert best_on_validation(lambda alpha: 0.6 if alpha <= 1e4 else 0.2, 0.5).alpha == pytest.approx(1e4)
+
+
+def test_energies_are_tried_as_they_are():
+    score = Counted(lambda energy: 1 - abs(energy - 0.97))
+    choice = best_on_validation(score, 0.0, energies=True)
+    assert choice.alpha == 0.97
+    assert all(0 < energy <= 1 for energy in score.asked)
+
+
+@pytest.mark.parametrize("threshold", [50.0, 1e2, 1234.0, 3e3, 8e6])
+def test_the_knee_is_the_smallest_alpha_that_passes(threshold):
+    score = Counted(lambda alpha: 1.0 if alpha >= threshold else 0.9)
+    choice = knee(score)
+    assert choice.evidence is Evidence.KNEE
+    assert choice.alpha >= threshold
+    assert choice.alpha == 1e2 or math.log10(choice.alpha / threshold) <= 0.126
+    assert len(score.asked) == len(set(score.asked)) <= 7
+
+
+def test_the_knee_itself_passes():
+    assert knee(lambda _: KNEE).alpha == 1e2
+
+
+def test_no_knee_is_no_alpha():
+    assert knee(lambda _: 0.5).alpha is None
+    assert knee(lambda _: 0.5, energies=True).alpha is None
+
+
+def test_a_knee_of_energies():
+    assert knee(lambda energy: energy, energies=True).alpha == KNEE
+
+
+def test_alphas_can_be_typed_again():
+    choice = best_on_validation(lambda alpha: -abs(math.log10(alpha / 4.7e3)), -9.0)
+    assert all(float(f"{trial.alpha:g}") == trial.alpha for trial in choice.trials)
