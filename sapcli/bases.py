@@ -75,6 +75,10 @@ class Bases:
     samples: str
     facts: SampleFacts = SampleFacts()
 
+    def fit(self, name: str, elements: int) -> bool:
+        """Whether the windows of a weight, if there are any, lie within one of so many elements."""
+        return all(piece.view.lies_within(elements) for piece in self.pieces.get(name, ()))
+
     def require_rows(self, weights: Collection[str]) -> None:
         """Make sure that these weights have seen activations to be projected onto.
 

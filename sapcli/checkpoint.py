@@ -114,9 +114,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for name, entry in sorted(self.entries.items()):
-            digest.update(json.dumps([name, DTYPE_NAMES[entry.dtype], entry.shape]).encode())
-            for piece in self.chunks(name):
-                digest.update(piece)
+            update_digest(digest, entry, self.chunks(name))
         return digest.hexdigest()
 
     @cached_property
@@ -132,6 +130,13 @@ class Checkpoint:
     @cached_property
     def _file_of(self) -> Mapping[str, SafetensorsFile]:
         return {name: file for file in self.files.values() for name in file.entries}
+
+
+def update_digest(digest: hashlib._Hash, entry: Entry, data: Iterable[Buffer]) -> None:
+    """Add one tensor to a checkpoint's digest; the tensors have to come in the order of their names."""
+    digest.update(json.dumps([entry.name, DTYPE_NAMES[entry.dtype], entry.shape]).encode())
+    for piece in data:
+        digest.update(piece)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:

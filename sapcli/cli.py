@@ -25,6 +25,7 @@ from sapcli.options import (
     ModelOptions,
     OutputOptions,
     ProjectionOptions,
+    Reports,
     RunOptions,
     SelectionOptions,
     SuspectsOptions,
@@ -32,7 +33,7 @@ from sapcli.options import (
     grouped,
     option,
 )
-from sapcli.settings import OutputFormat, PlanFormat
+from sapcli.settings import OutputFormat, PlanFormat, ReportForm
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -134,6 +135,7 @@ def project(
     run: RunOptions,
     output: OutputOptions,
     trusted: Trusted = None,
+    report: Reports = None,
     require_gain: Annotated[
         float | None,
         option(
@@ -158,7 +160,9 @@ def project(
     from sapcli import commands
 
     inputs = commands.Inputs(checkpoint, data, model, images, run)
-    commands.project(inputs, selection, trusted, projection, require_gain, output, dry_run=dry_run)
+    commands.project(
+        inputs, selection, trusted, projection, require_gain, output, dry_run=dry_run, reports=report or ()
+    )
 
 
 @app.command()
@@ -213,6 +217,36 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    checkpoint: CheckpointArgument,
+    original: Annotated[
+        str | None,
+        option("--input", panel=DATA, metavar="ORIGINAL", help="The checkpoint that was repaired: what else changed?"),
+    ] = None,
+    bases: Annotated[
+        list[str] | None,
+        option(
+            "--bases",
+            panel=DATA,
+            metavar="FILE",
+            help="The bases of the trusted samples, and of the forget set where there was one: with --input, the"
+            " projection is made again and compared. May be repeated.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, option("--quiet", "-q", panel=RUN, help="Say nothing but errors.")] = False,
+) -> None:
+    """Check a corrected checkpoint against what its metadata says of how it was made.
+
+    Exits 1 where something does not hold.
+
+    Example: sap verify model.sap.safetensors --input model.safetensors --bases bases.safetensors
+    """
+    from sapcli import commands
+
+    commands.verify(checkpoint, original, bases or [], quiet)
+
+
+@app.command()
 @grouped
 def suspects(
     checkpoint: CheckpointArgument,
@@ -233,6 +267,26 @@ def suspects(
     from sapcli import commands, reviewing
 
     reviewing.suspects(commands.Inputs(checkpoint, data, model, images, run), options, output)
+
+
+@app.command()
+def report(
+    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="What `sap project --report` wrote.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE|-", help="Where to write: .html, .md or .json.")
+    ] = None,
+    form: Annotated[
+        ReportForm | None, typer.Option("--format", help="By default what -o's ending says, and md on stdout.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
+) -> None:
+    """Render the report of a repair again from its JSON.
+
+    Example: sap report repair.json -o repair.html
+    """
+    from sapcli import reviewing
+
+    reviewing.report(result, form, OutputOptions(output, force))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from sapcli import console, saving
 from sapcli.bases import Bases, read_bases, write_bases
 from sapcli.cache import Cache
 from sapcli.checkpoint import open_checkpoint
-from sapcli.errors import DatasetError, GateError, UsageError
+from sapcli.contents import find_contents, from_text
+from sapcli.errors import CheckpointError, DatasetError, GateError, UsageError
 from sapcli.evaluation import Metrics, measure, paired_gain
 from sapcli.files import temporary_copy
 from sapcli.images import Images
@@ -18,12 +20,13 @@ from sapcli.inspection import Inspection, inspect_checkpoint, inspect_classifier
 from sapcli.inspection_report import render_inspection
 from sapcli.options import DataOptions, ModelOptions, OutputOptions, ProjectionOptions, RunOptions, SelectionOptions
 from sapcli.outputs import STDIO, destination_checkpoint, destination_file, one_stdin, open_output
-from sapcli.pipeline import Repair, Samples, Session
+from sapcli.pipeline import TRUSTED_IMAGES, Repair, Samples, Session
 from sapcli.report import EvaluationReport, render_evaluation
 from sapcli.scoring import Outcomes
 from sapcli.search import KNEE, Evidence
 from sapcli.selection import TrustedSet, parse_trusted
 from sapcli.settings import OutputFormat, PlanFormat
+from sapcli.verification import verify as check_claim
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def project(
             "nothing was written; look at the data, or ask for less",
         )
     replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
-    metadata = session.metadata(repair, settings, bases)
+    metadata = session.metadata(repair, correction, settings, bases, forget)
     if destination is None:
         saving.write_checkpoint(checkpoint, sys.stdout.buffer, replacements, metadata)
     else:
@@ -198,6 +201,28 @@ def evaluate(
         )
 
 
+def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool) -> None:
+    """`sap verify`."""
+    if bases and original is None:
+        raise UsageError("--bases needs the original weights to project", "name them with --input ORIGINAL")
+    if [source, original, *bases].count(STDIO) > 1:
+        raise UsageError("only one input can be read from stdin", "give files for the others")
+    findings = check_claim(
+        open_checkpoint(source),
+        None if original is None else open_checkpoint(original),
+        [_given_bases(file) for file in bases],
+    )
+    wrong = [finding.text for finding in findings if not finding.holds]
+    if not quiet:
+        for finding in findings:
+            console.print_result(f"{'yes' if finding.holds else 'NO '}  {console.printable(finding.text)}")
+    if wrong:
+        raise CheckpointError(
+            f"{source} is not what its metadata says: it does not hold that {'; '.join(wrong)}",
+            "do not use it; repair the original again",
+        )
+
+
 def cache_info(folder: Path | None) -> None:
     """`sap cache info`."""
     info = Cache(folder, console.Terminal()).info()
@@ -224,6 +249,12 @@ def _evaluate(inputs: Inputs, terminal: console.Terminal) -> _Evaluation:
     dataset = session.evaluation()
     images = session.images(dataset)
     where = dataset.root if dataset.split is None else dataset.root / dataset.split
+    trusted = find_contents(dataset, from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, "")))
+    if trusted:
+        terminal.warn(
+            f"{len(trusted)} of the {len(dataset.paths)} images on {where} are trusted samples that"
+            f" {session.checkpoint.source} was repaired with: they flatter it"
+        )
     outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
     name_unreadable(terminal, images)
     return _Evaluation(
@@ -304,6 +335,8 @@ def _say_repair(terminal: console.Terminal, repair: Repair, verbose: bool) -> No
         if gain.points < 0:
             terminal.warn(f"alpha {choice.alpha:g} lowers the validation accuracy; --alpha auto would not")
     terminal.rows("repair", rows)
+    for point in repair.weak_points:
+        terminal.warn(point)
     if verbose:
         for name, reason in plan.skipped.items():
             terminal.note(f"  {name}: {reason}")

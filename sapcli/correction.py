@@ -173,7 +173,7 @@ class Correction:
 
     def replacements(self, alpha: float) -> Mapping[str, Tensor]:
         """What the corrected checkpoint holds instead, by entry, made when asked for; after `apply` of this `alpha`."""
-        return _Replacements(self._entries(), lambda name: self._corrected(name, alpha))
+        return _Replacements(self.changed_entries(), lambda name: self._corrected(name, alpha))
 
     def removed(self, alpha: float) -> dict[str, float]:
         """How much of each projected weight is removed: `||W - W M|| / ||W||`, Frobenius, 0 for a weight of zeros."""
@@ -190,33 +190,8 @@ class Correction:
 
     def _projected(self, name: str, alpha: float) -> Tensor:
         """The projected weight in its entry's dtype, on the network's device."""
-        device = self._classifier.device
-        entry_dtype = self._entry_dtype(name)
-        precision = torch.float64 if entry_dtype == torch.float64 and device.type != "mps" else torch.float32
-        original = self._original(name).to(device, precision)
-        projected = original.clone()
-        forget: dict[WeightView, Basis] = {}
-        if self._forget is not None:
-            forget = {piece.view: piece.basis for piece in self._forget.pieces.get(name, ())}
-        for piece in self._bases.pieces[name]:
-            if self._forget is not None and piece.view not in forget:
-                # What the forget set never met has nothing to forget.
-                continue
-            matrices = project(
-                piece.view.matrices(original),
-                piece.basis,
-                self._kind,
-                alpha,
-                forget.get(piece.view),
-                self._forget_mode,
-            )
-            piece.view.replace(projected, matrices)
-        if not bool(torch.isfinite(projected).all()):
-            raise NumericsError(
-                f"projecting {name} with alpha {alpha:g} gives NaN or infinite values",
-                "leave the layer out with --skip-layers, or choose another --alpha",
-            )
-        return projected.to(entry_dtype)
+        original = self._original(name).to(self._classifier.device)
+        return projected_weight(name, original, self._bases, self._kind, alpha, self._forget, self._forget_mode)
 
     def _original(self, name: str) -> Tensor:
         return self._checkpoint.read(self._classifier.loaded.entry_names[name])
@@ -225,7 +200,7 @@ class Correction:
         entry = self._classifier.loaded.entry_names.get(name)
         return torch.float32 if entry is None else self._checkpoint.entries[entry].dtype
 
-    def _entries(self) -> dict[str, str]:
+    def changed_entries(self) -> dict[str, str]:
         """The name of each entry that changes, to that of the tensor behind it: tied entries all get the same."""
         changed = {_place(self._parameters[name]): name for name in self._plan.projected}
         changed |= {_place(buffer): name for name, buffer in self._buffers.items()}
@@ -234,6 +209,51 @@ class Correction:
             for name, tensor in self._classifier.module.state_dict().items()
             if _place(tensor) in changed and name in self._classifier.loaded.entry_names
         }
+
+
+def projected_weight(
+    name: str,
+    original: Tensor,
+    bases: Bases,
+    kind: Importance,
+    alpha: float,
+    forget: Bases | None = None,
+    forget_mode: ForgetMode = ForgetMode.KEEP_SHARED,
+) -> Tensor:
+    """One weight after the repair, in the original's dtype and on its device.
+
+    Args:
+        name: The weight's name in the bases.
+        original: The weight as it was.
+        bases: Of the trusted samples.
+        kind: The importance formula.
+        alpha: Its coefficient.
+        forget: Bases of the suspected samples.
+        forget_mode: What they take away.
+
+    Raises:
+        NumericsError: The result is not finite.
+    """
+    wide = original.dtype == torch.float64 and original.device.type != "mps"
+    weight = original.to(torch.float64 if wide else torch.float32)
+    projected = weight.clone()
+    forgotten: dict[WeightView, Basis] = {}
+    if forget is not None:
+        forgotten = {piece.view: piece.basis for piece in forget.pieces.get(name, ())}
+    for piece in bases.pieces[name]:
+        if forget is not None and piece.view not in forgotten:
+            # What the forget set never met has nothing to forget.
+            continue
+        matrices = project(
+            piece.view.matrices(weight), piece.basis, kind, alpha, forgotten.get(piece.view), forget_mode
+        )
+        piece.view.replace(projected, matrices)
+    if not bool(torch.isfinite(projected).all()):
+        raise NumericsError(
+            f"projecting {name} with alpha {alpha:g} gives NaN or infinite values",
+            "leave the layer out with --skip-layers, or choose another --alpha",
+        )
+    return projected.to(original.dtype)
 
 
 def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:

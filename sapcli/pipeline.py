@@ -18,7 +18,7 @@ from sapcli.bases import Bases, collect_bases, read_bases, write_bases
 from sapcli.cache import Cache
 from sapcli.calibration import BATCHNORM_BATCH, BATCHNORM_IMAGES, batchnorm_layers, reestimate
 from sapcli.checkpoint import Checkpoint
-from sapcli.contents import contents_of, find_contents, from_text
+from sapcli.contents import contents_of, find_contents, from_text, to_text
 from sapcli.correction import Correction, LayerPlan, plan_layers
 from sapcli.dataset import Dataset, Role, open_dataset
 from sapcli.errors import CheckpointError, DatasetError, UsageError
@@ -28,7 +28,7 @@ from sapcli.evidence import weak_points
 from sapcli.files import atomic_write
 from sapcli.images import Images
 from sapcli.progress import Progress
-from sapcli.saving import write_safetensors
+from sapcli.saving import write_safetensors, written_digest
 from sapcli.scoring import Classifier, Outcomes, score
 from sapcli.search import Choice, Evidence, best_on_validation, knee, usual_trials
 from sapcli.selection import TrustedSet, curvatures, parse_trusted, random_scores, select_lowest
@@ -42,6 +42,10 @@ from sapcli.settings import (
     SelectionSettings,
     Strategy,
 )
+
+
+TRUSTED_IMAGES = "sap.trusted_images"
+"""The metadata's key for the contents of all images that a checkpoint was repaired with, by this or earlier repairs."""
 
 
 @dataclass(frozen=True)
@@ -302,11 +306,17 @@ class Session:
         Raises:
             CheckpointError: They were made from other weights.
         """
+        again = "make them again with `sap activations` and this checkpoint"
         if bases.checkpoint != self.checkpoint.digest:
             raise CheckpointError(
-                f"{source} holds bases of other weights than those of {self.checkpoint.source}",
-                "make them again with `sap activations` and this checkpoint",
+                f"{source} holds bases of other weights than those of {self.checkpoint.source}", again
             )
+        elements = {name: tensor.numel() for name, tensor in self.classifier.module.named_parameters()}
+        for name in bases.pieces:
+            if not bases.fit(name, elements.get(name, 0)):
+                raise CheckpointError(
+                    f"{source} holds bases of a layer {name} that {self.checkpoint.source} has not", again
+                )
 
     def plan(self, bases: Bases, settings: ProjectionSettings) -> LayerPlan:
         """Which weights are projected."""
@@ -474,25 +484,41 @@ class Session:
 
         return replace(knee(kept_right, energies), samples=len(right))
 
-    def metadata(self, repair: Repair, settings: ProjectionSettings, bases: Bases) -> dict[str, str]:
+    def metadata(
+        self,
+        repair: Repair,
+        correction: Correction,
+        settings: ProjectionSettings,
+        bases: Bases,
+        forget: Bases | None = None,
+    ) -> dict[str, str]:
         """The corrected checkpoint's metadata: the input's own, and how it came to be under `sap.*` keys."""
         choice = repair.choice
+        trusted_images = from_text(bases.facts.contents)
+        changed = correction.changed_entries() if repair.changed else {}
+        projected = {entry: name for entry, name in changed.items() if name in repair.plan.projected}
+        replacements = {} if choice.alpha is None else correction.replacements(choice.alpha)
         described = {
             "sap.version": __version__,
             "sap.torch": torch.__version__,
             "sap.input": self.checkpoint.digest,
+            "sap.output": written_digest(self.checkpoint, replacements),
             "sap.repaired": "true" if repair.changed else "false",
             "sap.alpha": "" if choice.alpha is None else f"{choice.alpha:.12g}",
             "sap.evidence": choice.evidence.value,
             "sap.importance": settings.importance.value,
             "sap.trusted": bases.samples,
-            "sap.projected": json.dumps(repair.plan.projected if repair.changed else []),
+            TRUSTED_IMAGES: to_text(from_text(self.checkpoint.metadata.get(TRUSTED_IMAGES, "")) | trusted_images),
+            "sap.projected": json.dumps(projected),
+            "sap.batchnorm": json.dumps(sorted(changed.keys() - projected.keys())),
             "sap.batchnorm_images": str(repair.batchnorm_images),
             "sap.validation_images": str(repair.validation),
         }
         if repair.gain is not None:
             gain = repair.gain
             described["sap.gain"] = json.dumps({"points": gain.points, "interval": [gain.low, gain.high]})
+        if forget is not None:
+            described |= {"sap.forget": forget.samples, "sap.forget_mode": settings.forget_mode.value}
         kept = {key: text for key, text in self.checkpoint.metadata.items() if not key.startswith("sap.")}
         return kept | self.architecture.to_metadata() | described
 

@@ -67,6 +67,15 @@ class WeightView:
             reach += (n - 1) * step
         return True
 
+    def lies_within(self, elements: int) -> bool:
+        """Whether this is a window of a parameter of so many elements, which a window from a file need not be."""
+        if len(self.size) < 3 or len(self.size) != len(self.stride):
+            return False
+        if min(self.size) < 1 or min(self.stride) < 0 or self.offset < 0:
+            return False
+        reach = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+        return reach < elements and self.names_each_element_once()
+
     def window(self, parameter: Tensor) -> Tensor:
         """The window itself: a view of the contiguous `parameter`, of shape `size`."""
         return parameter.as_strided(self.size, self.stride, parameter.storage_offset() + self.offset)

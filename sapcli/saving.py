@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import torch
 
-from sapcli.checkpoint import INDEX_SUFFIX, Form
+from sapcli.checkpoint import INDEX_SUFFIX, Form, update_digest
 from sapcli.errors import CheckpointError, NumericsError, UsageError
 from sapcli.files import atomic_write, atomic_writes, write_error
 from sapcli.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, shown, tensor_bytes, write_tensors
@@ -50,9 +51,7 @@ def write_checkpoint(
         raise ValueError(f"no entry {min(unknown)} to replace")
 
     def data(name: str) -> Iterable[Buffer]:
-        if name in replacements:
-            return [tensor_bytes(_cast(checkpoint, name, replacements[name]))]
-        return checkpoint.chunks(name)
+        return _data(checkpoint, replacements, name)
 
     if not isinstance(destination, Path):
         try:
@@ -73,6 +72,17 @@ def write_checkpoint(
         for file, handle in zip(checkpoint.files.values(), handles, strict=False):
             write_tensors(handle, file.entries.values(), file.spans, metadata, data)
         handles[-1].write(_index(checkpoint, outputs, metadata))
+
+
+def written_digest(checkpoint: Checkpoint, replacements: Mapping[str, Tensor]) -> str:
+    """The digest that the checkpoint has once it is written with these replacements, before it is.
+
+    Each replacement is asked for once, and none is kept.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(checkpoint.entries):
+        update_digest(digest, checkpoint.entries[name], _data(checkpoint, replacements, name))
+    return digest.hexdigest()
 
 
 def write_safetensors(
@@ -159,6 +169,13 @@ def _write_single(
     spans = [file.spans for file in checkpoint.files.values()]
     places = spans[0] if len(spans) == 1 else lay_out(entries)
     write_tensors(handle, entries, places, metadata, data)
+
+
+def _data(checkpoint: Checkpoint, replacements: Mapping[str, Tensor], name: str) -> Iterable[Buffer]:
+    """The bytes of one entry as they are written."""
+    if name in replacements:
+        return [tensor_bytes(_cast(checkpoint, name, replacements[name]))]
+    return checkpoint.chunks(name)
 
 
 def _cast(checkpoint: Checkpoint, name: str, tensor: Tensor) -> Tensor:

@@ -1,0 +1,184 @@
+"""A second opinion on a corrected checkpoint: whether it is what its metadata says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sapcli.bases import Bases
+from sapcli.checkpoint import Checkpoint
+from sapcli.correction import projected_weight
+from sapcli.errors import CheckpointError
+from sapcli.settings import ForgetMode, Importance
+
+# Beside the rounding of the file's own type: what two machines' float32 products may differ by.
+_RELATIVE_TOLERANCE = 1e-5
+_NAMED_AT_MOST = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked, in words, and whether it holds."""
+
+    holds: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a corrected checkpoint's metadata says of how it was made.
+
+    Attributes:
+        original: The digest of the weights that were repaired.
+        output: The digest of its own weights.
+        alpha: The scale coefficient; `None` where the weights were left as they were.
+        importance: The formula.
+        trusted: The digest of the trusted samples.
+        projected: Per projected entry, the weight's name in the bases.
+        batchnorm: The entries whose statistics were re-estimated.
+        forget: The digest of the forget set; `None` without one.
+        forget_mode: What it took away.
+    """
+
+    original: str
+    output: str
+    alpha: float | None
+    importance: Importance
+    trusted: str
+    projected: Mapping[str, str]
+    batchnorm: frozenset[str]
+    forget: str | None
+    forget_mode: ForgetMode
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Claim:
+        """What the checkpoint's metadata says.
+
+        Raises:
+            CheckpointError: It says nothing of a repair, or nothing that can be understood.
+        """
+        metadata = checkpoint.metadata
+        try:
+            projected = {str(entry): str(name) for entry, name in json.loads(metadata["sap.projected"]).items()}
+            return cls(
+                original=metadata["sap.input"],
+                output=metadata["sap.output"],
+                alpha=float(metadata["sap.alpha"]) if metadata["sap.alpha"] else None,
+                importance=Importance(metadata["sap.importance"]),
+                trusted=metadata["sap.trusted"],
+                projected=projected,
+                batchnorm=frozenset(map(str, json.loads(metadata["sap.batchnorm"]))),
+                forget=metadata.get("sap.forget"),
+                forget_mode=ForgetMode(metadata.get("sap.forget_mode", ForgetMode.KEEP_SHARED)),
+            )
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{checkpoint.source} does not say how it was repaired ({_reason(error)})",
+                "name a checkpoint that `sap project` wrote",
+            ) from error
+
+
+def verify(checkpoint: Checkpoint, original: Checkpoint | None, bases: Sequence[Bases]) -> list[Finding]:
+    """Compare a corrected checkpoint with what its metadata says.
+
+    Args:
+        checkpoint: The corrected checkpoint.
+        original: The one that it was made from: what changed is looked at.
+        bases: Of the trusted samples, and of the forget set where there was one: the projection is made again from the
+            original.
+
+    Raises:
+        CheckpointError: The checkpoint does not say how it was made.
+    """
+    claim = Claim.of(checkpoint)
+    findings = [Finding(checkpoint.digest == claim.output, "the weights have the hash that the metadata names")]
+    if original is None:
+        return findings
+    findings.append(Finding(original.digest == claim.original, f"{original.source} is what was repaired"))
+    if list(original.entries.values()) != list(checkpoint.entries.values()):
+        return [*findings, Finding(False, "the names, order, types and shapes of the tensors are the original's")]
+    findings.append(_unclaimed_changes(claim, checkpoint, original))
+    if bases:
+        findings += _projections(claim, checkpoint, original, {found.samples: found for found in bases})
+    return findings
+
+
+def _unclaimed_changes(claim: Claim, checkpoint: Checkpoint, original: Checkpoint) -> Finding:
+    """Whether all that differs is what the metadata says was changed."""
+    claimed = claim.projected.keys() | claim.batchnorm
+    changed = [
+        name
+        for name in checkpoint.entries
+        if name not in claimed and not _same_bits(checkpoint.read(name), original.read(name))
+    ]
+    kept = len(checkpoint.entries) - len(claimed)
+    return _about(changed, f"the other {kept} tensors are bit for bit the original's")
+
+
+def _projections(
+    claim: Claim, checkpoint: Checkpoint, original: Checkpoint, bases: Mapping[str, Bases]
+) -> list[Finding]:
+    """Whether every projected weight is the projection of the original's."""
+    trusted, forget = bases.get(claim.trusted), bases.get(claim.forget or "")
+    used = [found for found in (trusted, forget) if found is not None]
+    if trusted is None or (claim.forget is not None and forget is None):
+        missing = "trusted samples" if trusted is None else "forget set"
+        return [Finding(False, f"the bases are those of the {missing} that the metadata names")]
+    findings = [
+        Finding(
+            all(found.checkpoint == claim.original for found in used),
+            "the bases were made from the weights and samples that the metadata names",
+        )
+    ]
+    if claim.alpha is None:
+        return [*findings, _about(list(claim.projected), "nothing was projected")]
+    wrong = []
+    for entry, name in claim.projected.items():
+        if not _can_be_projected(original, entry, name, trusted, forget):
+            wrong.append(entry)
+            continue
+        weight = original.read(entry)
+        expected = projected_weight(name, weight, trusted, claim.importance, claim.alpha, forget, claim.forget_mode)
+        if not _close(checkpoint.read(entry), expected):
+            wrong.append(entry)
+    findings.append(
+        _about(wrong, f"{len(claim.projected)} weights are the original's projected with alpha {claim.alpha:g}")
+    )
+    return findings
+
+
+def _can_be_projected(original: Checkpoint, entry: str, name: str, trusted: Bases, forget: Bases | None) -> bool:
+    """Whether there is such an entry, and the bases of that name are of a weight of its size."""
+    found = original.entries.get(entry)
+    if found is None or not found.dtype.is_floating_point or name not in trusted.pieces:
+        return False
+    elements = math.prod(found.shape)
+    return trusted.fit(name, elements) and (forget is None or forget.fit(name, elements))
+
+
+def _about(exceptions: Sequence[str], text: str) -> Finding:
+    """The finding that `text` holds but for some entries."""
+    if not exceptions:
+        return Finding(True, text)
+    more = ", ..." if len(exceptions) > _NAMED_AT_MOST else ""
+    return Finding(False, f"{text}, but for {len(exceptions)}: {', '.join(exceptions[:_NAMED_AT_MOST])}{more}")
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two weights of the same type are equal but for rounding, by the Frobenius norm of their difference."""
+    tolerance = _RELATIVE_TOLERANCE + torch.finfo(found.dtype).eps
+    difference = (found.double() - expected.double()).norm()
+    return bool(difference <= tolerance * expected.double().norm())
+
+
+def _reason(error: Exception) -> str:
+    return f"there is no {error.args[0]}" if isinstance(error, KeyError) else str(error)
