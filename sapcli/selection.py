@@ -20,6 +20,9 @@ from sapcli.scoring import Classifier
 # The finite difference of the published procedure: its step, and the number of random directions.
 _CURVATURE_STEP = 1e-3
 _CURVATURE_DRAWS = 10
+# Python refuses to convert longer numbers, and no list has so many samples, or a float so large a loss.
+_MOST_DIGITS = 18
+_LARGEST_LOSS = 1e18
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ def balanced_shares(available: Sequence[int], total: int) -> Shares:
     missing = min(total, sum(available))
     while missing:
         open_classes = [position for position, limit in enumerate(available) if counts[position] < limit]
-        share, extra = divmod(missing, len(open_classes))
-        for place, position in enumerate(open_classes):
-            given = min(share + (place < extra), available[position] - counts[position])
+        share = max(missing // len(open_classes), 1)
+        for position in open_classes:
+            given = min(share, available[position] - counts[position], missing)
             counts[position] += given
             missing -= given
     even = total // max(len(available), 1)
@@ -219,7 +222,8 @@ def parse_trusted(lines: Iterable[str], source: str, dataset: Dataset) -> Truste
             index,
             dataset.paths[index],
             dataset.classes[dataset.labels[index]],
-            float(loss) if isinstance(loss, int | float) else None,
+            # A number that is no loss is not worth an error.
+            float(loss) if isinstance(loss, int | float) and abs(loss) < _LARGEST_LOSS else None,
         )
     if not samples:
         raise DatasetError(f"{source} names no sample", "write one with `sap select`, or list paths or indices")
@@ -230,10 +234,11 @@ def _parse_row(text: str, where: str) -> dict[str, object]:
     """One line as an object with `index` or `path`."""
     if not text.lstrip().startswith("{"):
         stripped = text.strip()
-        return {"index": int(stripped)} if stripped.isascii() and stripped.isdigit() else {"path": text}
+        is_index = stripped.isascii() and stripped.isdigit() and len(stripped) <= _MOST_DIGITS
+        return {"index": int(stripped)} if is_index else {"path": text}
     try:
         row = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(
             f"{where} is not JSON: {error}", 'write {"index": 3, "path": "train/cat/1.png"} on each line'
         ) from error

@@ -55,7 +55,8 @@ def test_the_importance_formulas():
     sigma = values.sqrt()
     torch.testing.assert_close(sgp, 10 * sigma / (9 * sigma + sigma[0, 0]))
     assert float(sgp[0, 0]) == pytest.approx(1)
-    for energy, kept in ((0.5, 1), (0.6, 1), (0.61, 2), (0.9, 2), (0.99, 3), (0.995, 4), (1.0, 4)):
+    basis = Basis(torch.eye(4)[None], torch.tensor([[8.0, 4.0, 3.0, 1.0]], dtype=torch.float64), 10)
+    for energy, kept in ((0.4, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.8, 3), (15 / 16, 3), (0.95, 4), (1.0, 4)):
         expected = [1.0] * kept + [0.0] * (4 - kept)
         assert importance(basis, Importance.GPM, energy)[0].tolist() == expected, energy
 

@@ -1,0 +1,101 @@
+"""Tests of the classifier as a function, and of its outcomes sample by sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from samples import PREPROCESSING, classifier_of, folder_of, images_of
+from torch import Tensor, nn
+
+from sapcli.errors import ArchitectureError, NumericsError
+from sapcli.progress import SilentProgress
+from sapcli.scoring import normalise, score
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 3)).train()
+
+
+class Returns(nn.Module):
+    """A network with this output."""
+
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, _images: Tensor) -> object:
+        """Return it."""
+        return self.output
+
+
+def test_normalisation_is_per_channel():
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    mean, std = torch.tensor(PREPROCESSING.mean), torch.tensor(PREPROCESSING.std)
+    expected = (images / 255 - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(normalise(images, PREPROCESSING), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_outcomes_of_every_sample(tmp_path, module, batch_size):
+    folder = folder_of(tmp_path, {"cat": 3, "dog": 4, "owl": 2})
+    images = images_of(folder, batch_size)
+    outcomes = score(classifier_of(module, 3), images, SilentProgress(), "scoring")
+    inputs = normalise(torch.cat([batch.images for batch in images.batches()]), PREPROCESSING)
+    logits = module.eval()(inputs)
+    labels = torch.tensor([0] * 3 + [1] * 4 + [2] * 2)
+    assert outcomes.indices.tolist() == list(range(9))
+    assert torch.equal(outcomes.labels, labels)
+    torch.testing.assert_close(outcomes.losses, F.cross_entropy(logits, labels, reduction="none"))
+    assert torch.equal(outcomes.predictions, logits.argmax(1))
+    torch.testing.assert_close(outcomes.confidences, logits.softmax(1).amax(1))
+    ranks = [int((row > row[label]).sum()) for row, label in zip(logits, labels, strict=True)]
+    assert outcomes.ranks.tolist() == ranks
+    assert torch.equal(outcomes.correct, outcomes.ranks == 0)
+    assert len(outcomes) == 9
+
+
+def test_some_samples_in_their_order(tmp_path, module):
+    images = images_of(folder_of(tmp_path, {"cat": 3, "dog": 4, "owl": 2}))
+    outcomes = score(classifier_of(module, 3), images, SilentProgress(), "scoring", [8, 1])
+    assert outcomes.indices.tolist() == [8, 1]
+    assert outcomes.labels.tolist() == [2, 0]
+    assert len(score(classifier_of(module, 3), images, SilentProgress(), "scoring", [])) == 0
+
+
+def test_an_unreadable_image_takes_nobodys_place(tmp_path, module):
+    folder = folder_of(tmp_path, {"cat": 3, "dog": 4, "owl": 2})
+    whole = score(classifier_of(module, 3), images_of(folder), SilentProgress(), "scoring")
+    (folder / "cat" / "01.png").write_bytes(b"")
+    found = score(classifier_of(module, 3), images_of(folder), SilentProgress(), "scoring")
+    assert found.indices.tolist() == [0, 2, 3, 4, 5, 6, 7, 8]
+    torch.testing.assert_close(found.losses, whole.losses[[0, 2, 3, 4, 5, 6, 7, 8]])
+
+
+def test_half_precision_outputs_are_widened():
+    logits = classifier_of(Returns(torch.zeros(2, 3, dtype=torch.float16)), 3).logits(torch.zeros(2, 3, 4, 4).byte())
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        (torch.zeros(2, 4), r"a tensor \[2, 4\]"),
+        (torch.zeros(2, 3, 1), r"a tensor \[2, 3, 1\]"),
+        (torch.zeros(1, 3), r"a tensor \[1, 3\]"),
+        ((torch.zeros(2, 3),), "tuple"),
+        ({"logits": torch.zeros(2, 3)}, "dict"),
+    ],
+)
+def test_outputs_that_are_no_logits(output, found):
+    with pytest.raises(ArchitectureError, match=f"returns {found} for 2 images"):
+        classifier_of(Returns(output), 3).logits(torch.zeros(2, 3, 4, 4).byte())
+
+
+def test_a_nan_names_the_image(tmp_path):
+    output = torch.zeros(3, 2)
+    output[1, 1] = float("nan")
+    with pytest.raises(NumericsError, match="NaN for image number 1"):
+        score(classifier_of(Returns(output)), images_of(folder_of(tmp_path, {"a": 2, "b": 1})), SilentProgress(), "s")
