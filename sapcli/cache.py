@@ -31,6 +31,7 @@ DEFAULT_LIMIT_BYTES = 10 << 30
 # An entry that was used so short a time ago may be in use by another process and is not evicted.
 _IN_USE_SECONDS = 600.0
 _CHECKSUM_SUFFIX = ".sha256"
+_KEY_LENGTH = 32
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,13 @@ class Cache:
                 total -= size
 
     def _entries(self) -> Iterator[tuple[Path, int, float]]:
-        """Path, size in bytes and time of last use of every whole entry."""
-        for checksum in sorted(self.folder.glob(f"*{_CHECKSUM_SUFFIX}")):
-            path = checksum.with_suffix("")
+        """Path, size in bytes and time of last use of every entry, those too that a killed process left unfinished."""
+        for path in sorted(self.folder.glob("*-" + "?" * _KEY_LENGTH)):
             with contextlib.suppress(OSError):
-                yield path, path.stat().st_size, checksum.stat().st_mtime
+                status = path.stat()
+                with contextlib.suppress(FileNotFoundError):
+                    status = _checksum_path(path).stat()
+                yield path, path.stat().st_size, status.st_mtime
 
     def _remove(self, path: Path) -> None:
         # The checksum first: without it the entry does not count.
@@ -162,7 +165,7 @@ def _checksum_path(path: Path) -> Path:
 
 def _key(parts: Mapping[str, object]) -> str:
     text = json.dumps({"version": _VERSION, **parts}, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_KEY_LENGTH]
 
 
 def _file_digest(path: Path) -> str:
