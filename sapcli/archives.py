@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
+import secrets
 import tarfile
 import tempfile
 import zlib
@@ -11,6 +11,7 @@ from lzma import LZMAError
 from pathlib import Path
 
 from sapcli.errors import DatasetError
+from sapcli.files import remove_at_end
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
@@ -52,11 +53,12 @@ class _LinkError(tarfile.FilterError):
 
 @functools.cache
 def _unpacked(path: Path, _size: int, _modified_ns: int) -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="sap-data-", ignore_cleanup_errors=True)
-    atexit.register(folder.cleanup)
+    folder = Path(tempfile.gettempdir(), f"sap-data-{secrets.token_hex(8)}")
+    remove_at_end(folder)
+    folder.mkdir(mode=0o700)
     with tarfile.open(path) as archive:
-        archive.extractall(folder.name, filter=_member_without_links)
-    return Path(folder.name)
+        archive.extractall(folder, filter=_member_without_links)
+    return folder
 
 
 def _member_without_links(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:

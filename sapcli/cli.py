@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sapcli import __version__
-from sapcli.errors import ExitStatus, SapError, UsageError
+from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError
+from sapcli.memory import is_out_of_memory
 from sapcli.options import (
     DATA,
     GATES,
@@ -34,9 +34,10 @@ from sapcli.options import (
     option,
 )
 from sapcli.settings import OutputFormat, PlanFormat, ReportForm
+from sapcli.signals import Terminated
 
 if TYPE_CHECKING:
-    from types import FrameType
+    pass
 
 app = typer.Typer(
     name="sap",
@@ -55,10 +56,6 @@ app.add_typer(cache_app, name="cache")
 _DEBUG = "SAP_DEBUG"
 # Options of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
 
 
 def _version(asked: bool) -> None:
@@ -327,12 +324,15 @@ def run(arguments: list[str] | None = None) -> int:
         status = app(args=arguments, prog_name="sap", standalone_mode=False)
     except SapError as error:
         return _fail(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return ExitStatus.INTERRUPTED
     except Terminated:
         return ExitStatus.TERMINATED
-    except BrokenPipeError:
-        _leave_closed_pipe()
+    except SystemExit as leaving:
+        # What Typer and Rich make of a closed pipe.
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        _leave_stdout()
         return ExitStatus.DONE
     except Exception as error:
         return _fail(_known(error))
@@ -340,11 +340,14 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _known(error: Exception) -> SapError:
-    """A usage error that Typer found, in our words; anything else is raised on."""
+    """A usage error that Typer found or a fault of the machine, in our words; anything else is raised on."""
+    if is_out_of_memory(error):
+        return DeviceError("there is not enough memory", "end what else uses it, or run on another machine or --device")
+    if isinstance(error, OSError):
+        what = "reading or writing failed" if error.filename is None else f"{error.filename} cannot be used"
+        return SapError(f"{what}: {error.strerror or error}", "check the file, its folder and its disk")
     describe = getattr(error, "format_message", None)
     if describe is None:
-        if isinstance(error, typer.Abort):
-            raise KeyboardInterrupt from error
         raise error
     context = getattr(error, "ctx", None)
     command = "sap" if context is None else context.command_path
@@ -357,16 +360,16 @@ def _fail(error: SapError) -> int:
     if os.environ.get(_DEBUG):
         traceback.print_exception(error)
     print_error(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _leave_stdout()
     return error.exit_status
 
 
-def _leave_closed_pipe() -> None:
+def _leave_stdout() -> None:
     """Point stdout elsewhere, so that the interpreter's last flush does not fail loudly."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
 
 
 def _keep_freed_memory() -> None:
@@ -381,8 +384,7 @@ def _keep_freed_memory() -> None:
             library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def main() -> NoReturn:
-    """The console script."""
+def start() -> int:
+    """Run the process' own command line and return its exit status."""
     _keep_freed_memory()
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run())
+    return run()

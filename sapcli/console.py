@@ -6,6 +6,7 @@ terminal and leave one line a stage; a log file gets those lines alone.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,15 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
+class _Stderr(Console):
+    """Where people are told what goes on; the work goes on when nobody listens any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing from now on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 class Terminal:
     """What a command says to people, on stderr; a `Progress` for the stages.
 
@@ -41,7 +51,7 @@ class Terminal:
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
         self._depth = 0
 
@@ -119,7 +129,7 @@ class Terminal:
 
 def print_error(error: SapError) -> None:
     """The two lines of an error on stderr: what is wrong, and what to do."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), _sentence(error.message)))
     console.print(Text.assemble(("hint:  ", "bold"), _sentence(error.hint)))
 

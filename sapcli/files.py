@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _SECONDS_FOR_A_WRITER = 2.0
+# A temporary file that has not grown for so long belongs to a process that was killed.
+_STALE_SECONDS = 3600.0
+
+_unfinished: set[Path] = set()
 
 _WRITE_HINTS = {
     errno.ENOSPC: "Free some space on the disk, or write to another one.",
@@ -31,6 +36,22 @@ _WRITE_HINTS = {
     errno.EPERM: "Choose a folder that you may write to.",
     errno.EROFS: "Choose a folder that you may write to.",
 }
+
+
+def remove_at_end(path: Path) -> None:
+    """Have `remove_unfinished` remove a temporary file or folder; to be called before it is made."""
+    _unfinished.add(path)
+
+
+def remove_unfinished() -> None:
+    """Remove the temporary files and folders that this process has left, however it comes to its end."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+atexit.register(remove_unfinished)
 
 
 @contextmanager
@@ -108,8 +129,10 @@ class _PendingFile:
         self._target = Path(os.path.realpath(path))
         # The name is short, so that a target whose own name is as long as allowed can be written.
         temporary = self._target.with_name(f".sap-{secrets.token_hex(8)}.tmp")
+        remove_at_end(temporary)
         self.handle = temporary.open("xb")
         self._temporary = temporary
+        _remove_stale(temporary)
 
     def settle(self) -> None:
         """Bring all bytes to the disk, where the errors that the system has put off come up."""
@@ -122,6 +145,7 @@ class _PendingFile:
         """Give the file its name."""
         if self._temporary is not None:
             self._temporary.replace(self._target)
+            _unfinished.discard(self._temporary)
             self._temporary = None
             _sync_folder(self._target.parent)
 
@@ -132,6 +156,18 @@ class _PendingFile:
             self.handle.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
+            _unfinished.discard(self._temporary)
+
+
+def _remove_stale(newest: Path) -> None:
+    """Remove the temporary files beside `newest` that a killed process has left."""
+    with contextlib.suppress(OSError):
+        # By the clock of the file's own system, which may be another machine's.
+        now = newest.stat().st_mtime
+        for path in newest.parent.glob(".sap-*.tmp"):
+            with contextlib.suppress(OSError):
+                if now - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

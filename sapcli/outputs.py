@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -11,8 +11,9 @@ from typing import IO
 from sapcli import saving
 from sapcli.checkpoint import Checkpoint
 from sapcli.errors import CheckpointError, UsageError
-from sapcli.files import atomic_write
+from sapcli.files import atomic_write, write_error
 from sapcli.options import OutputOptions
+from sapcli.settings import ReportForm
 
 STDIO = "-"
 
@@ -58,12 +59,34 @@ def check_writable(path: Path, force: bool) -> None:
         raise CheckpointError(f"the folder {path.parent} does not exist", "make it first, or name another with -o")
 
 
+def report_forms(files: Sequence[Path], force: bool) -> dict[Path, ReportForm]:
+    """The form of each report by the ending of its name; all made sure of before the work begins.
+
+    Raises:
+        UsageError: An ending is none of `.html`, `.md` and `.json`.
+        CheckpointError: A file cannot be written.
+    """
+    forms = {}
+    for file in files:
+        try:
+            forms[file] = ReportForm(file.suffix.removeprefix(".").lower())
+        except ValueError:
+            raise UsageError(f"{file} has none of the endings of a report", "name it .html, .md or .json") from None
+        check_writable(file, force)
+    return forms
+
+
 @contextmanager
 def open_output(destination: Path | None) -> Iterator[IO[bytes]]:
     """The destination, atomically written, or stdout."""
     if destination is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise write_error("to the output stream", error) from error
     else:
         with atomic_write(destination) as handle:
             yield handle

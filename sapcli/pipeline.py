@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sapcli import __version__
 from sapcli.architecture import Architecture, load_model, resolve_architecture
 from sapcli.bases import Bases, collect_bases, read_bases, write_bases
-from sapcli.cache import Cache
+from sapcli.cache import Cache, Content
 from sapcli.calibration import BATCHNORM_BATCH, BATCHNORM_IMAGES, batchnorm_layers, reestimate
 from sapcli.checkpoint import Checkpoint
 from sapcli.contents import contents_of, find_contents, from_text, to_text
@@ -42,7 +42,6 @@ from sapcli.settings import (
     SelectionSettings,
     Strategy,
 )
-
 
 TRUSTED_IMAGES = "sap.trusted_images"
 """The metadata's key for the contents of all images that a checkpoint was repaired with, by this or earlier repairs."""
@@ -156,6 +155,14 @@ class Session:
             dedicated=dedicated,
         )
 
+    def check_data(self) -> None:
+        """Open the training and the validation data, so that what is wrong with them shows before any work is done.
+
+        Raises:
+            SapError: They do not fit the network, or there are no images.
+        """
+        _ = self.training, self.validation
+
     def evaluation(self) -> Dataset:
         """The images to judge on."""
         return self._open(self.source.folder, Role.JUDGE, self.source.split)
@@ -201,9 +208,44 @@ class Session:
             "torch": torch.__version__,
         }
 
+    def _fetch_made_of(
+        self,
+        images: Images,
+        indices: Sequence[int],
+        kind: str,
+        parts: Mapping[str, object],
+        make: Callable[[], Content],
+        read: Callable[[Path], Content],
+        write: Callable[[Content, Path], None],
+    ) -> Content:
+        """A cached artifact that is made of these images, and with it which of them cannot be read.
+
+        So they are named, or stop the run, when the artifact is there already too; see `Cache.fetch` for the rest.
+        """
+        made = False
+
+        def make_here() -> Content:
+            nonlocal made
+            content = make()
+            made = True
+            return content
+
+        def unreadable() -> dict[int, str]:
+            if not made:
+                for _ in images.batches(indices):
+                    pass
+            return {index: images.unreadable[index] for index in indices if index in images.unreadable}
+
+        content = self.cache.fetch(kind, parts, make_here, read, write)
+        known = self.cache.fetch("unreadable", {**parts, "of": kind}, unreadable, _read_reasons, _write_reasons)
+        images.leave_out(known)
+        return content
+
     def training_outcomes(self) -> Outcomes:
         """What the model makes of every training image, cached."""
-        return self.cache.fetch(
+        return self._fetch_made_of(
+            self.training_images,
+            range(len(self.training.paths)),
             "scores",
             self._made_from(self.training.fingerprint),
             make=lambda: self.score(self.training_images, "scoring training images"),
@@ -221,7 +263,9 @@ class Session:
             "excluded": sorted(excluded),
             "validation": "" if self.validation is None else self.validation.fingerprint,
         }
-        return self.cache.fetch(
+        return self._fetch_made_of(
+            self.training_images,
+            range(len(self.training.paths)) if settings.strategy is not Strategy.RANDOM else (),
             "trusted",
             parts,
             make=lambda: self._select(settings, excluded),
@@ -285,7 +329,9 @@ class Session:
     def bases(self, samples: Samples) -> Bases:
         """The bases of all weights from the samples' activations, cached."""
         parts = self._made_from(samples.images.dataset.fingerprint) | {"samples": samples.digest}
-        return self.cache.fetch(
+        return self._fetch_made_of(
+            samples.images,
+            samples.indices,
             "bases",
             parts,
             make=lambda: collect_bases(
@@ -530,6 +576,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _write_reasons(unreadable: Mapping[int, str], path: Path) -> None:
+    with atomic_write(path) as handle:
+        handle.write(json.dumps(unreadable).encode())
+
+
+def _read_reasons(path: Path) -> dict[int, str]:
+    return {int(index): reason for index, reason in json.loads(path.read_text()).items()}
 
 
 def _write_outcomes(outcomes: Outcomes, path: Path) -> None:

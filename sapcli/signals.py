@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM: the run ends within two seconds and leaves nothing behind.
+
+Python tells of a signal only between two of its own steps, and one of them can be a decomposition that takes a minute,
+or an import that takes the exception for a missing module. So a thread waits for the signal as well, and ends the
+process when the exception has not done so in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from sapcli.errors import ExitStatus
+from sapcli.files import remove_unfinished
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_SECONDS_TO_UNWIND = 0.8
+_STATUS = {signal.SIGINT: ExitStatus.INTERRUPTED, signal.SIGTERM: ExitStatus.TERMINATED}
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def end_on_signals() -> None:
+    """Turn a first SIGINT into a `KeyboardInterrupt` or SIGTERM into `Terminated`, and have them end the process soon.
+
+    Later signals change nothing: what the first one began, putting things in order, is not interrupted.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_end_in_time, args=(reading,), daemon=True).start()
+    for number in _STATUS:
+        signal.signal(number, _raise)
+
+
+def _raise(number: int, _frame: FrameType | None) -> NoReturn:
+    for each in _STATUS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _end_in_time(reading: int) -> None:
+    """Wait for the first signal and end the process when it is still there a second later."""
+    (number,) = os.read(reading, 1)
+    time.sleep(_SECONDS_TO_UNWIND)
+    end_now(_STATUS[signal.Signals(number)])
+
+
+def end_now(status: int) -> NoReturn:
+    """End the process without the interpreter's own tidying, which takes a second once PyTorch is loaded."""
+    remove_unfinished()
+    if sys.stderr.isatty():
+        # A bar that was being drawn has hidden it.
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), _SHOW_CURSOR)
+    os._exit(status)
