@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -130,6 +130,18 @@ class Images:
                 f"{self.dataset.paths[index]!r}: {self.unreadable[index]}",
                 "Check that the files are images and complete.",
             )
+
+    def leave_out(self, unreadable: Mapping[int, str]) -> None:
+        """Leave out images that an earlier run could not read, without looking at them again.
+
+        Args:
+            unreadable: From the sample's index to the reason.
+
+        Raises:
+            DatasetError: If there is one, when strict.
+        """
+        for index, reason in unreadable.items():
+            self._leave_out(index, reason)
 
     def _checked(self, indices: Sequence[int] | None) -> _Indices:
         count = len(self.dataset.paths)
