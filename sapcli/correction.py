@@ -53,8 +53,11 @@ def plan_layers(
         keep_classifier: Whether the last layer stays as it is.
 
     Raises:
-        UsageError: A pattern matches no weight, `layers` only weights that cannot be projected, or nothing is left.
+        UsageError: No weight can be projected, a pattern matches none, or `layers` only such as cannot be projected, or
+            nothing is left.
     """
+    if not weights:
+        raise UsageError("no weight of the network can be projected", "see `sap inspect` for the reasons")
     names = [*weights, *skipped]
     for option, patterns in (("--layers", layers), ("--skip-layers", skip_layers)):
         for pattern in patterns:
