@@ -109,8 +109,10 @@ class Capture:
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             if any(isinstance(module, nn.RNNBase) for module in self._module.modules()):
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+                for backend in backends:
+                    stack.callback(setattr, backend, "enabled", backend.enabled)
+                    backend.enabled = False
             stack.enter_context(self._watcher)
             self._restore = stack.pop_all()
         return self

@@ -106,7 +106,7 @@ def expect(
 
 def relative_difference(found: Tensor, expected: Tensor, weight: Tensor) -> float:
     """`||found - expected|| / ||weight||`, Frobenius."""
-    return float((found.detach().double() - expected.double()).norm() / weight.detach().double().norm())
+    return float((found.detach().double() - expected.detach().double()).norm() / weight.detach().double().norm())
 
 
 class Recorder:

@@ -162,7 +162,7 @@ def test_recurrent_layers(family):
         ALPHA,
     )
     assert_as_expected(module, split(x, 4, 3), expected)
-    assert torch._C._get_mkldnn_enabled()
+    assert torch.backends.mkldnn.enabled
     assert torch.backends.cudnn.enabled
 
 
@@ -402,7 +402,7 @@ def test_everything_is_restored(fails, inference):
     assert {name: part.training for name, part in module.named_modules()} == modes
     assert {n: dict(p._forward_hooks) | dict(p._forward_pre_hooks) for n, p in module.named_modules()} == hooks
     assert torch.backends.mha.get_fastpath_enabled()
-    assert torch._C._get_mkldnn_enabled()
+    assert torch.backends.mkldnn.enabled
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert all(parameter.requires_grad for parameter in module.parameters())
