@@ -228,7 +228,7 @@ class Patches:
         step = max(1, _UNFOLD_ELEMENTS // max(per_image, 1))
         padding = [p if axis in axes else 0 for axis, p in enumerate(self.geometry.padding)]
         sides = [side for p in reversed(padding) for side in (p, p)]
-        for chunk in self.images.split(step):
+        for chunk in torch.split(self.images, step):
             yield nn.functional.pad(chunk, sides) if any(sides) else chunk
 
     def _windows(self, chunk: Tensor, axes: range) -> Tensor:
