@@ -9,10 +9,10 @@ INSTALLED = $(VENV)/.installed
 TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format type bench
+.PHONY: help demo test lint format type bench architectures
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Repair a small network that memorised wrong labels, from start to end, in demo/
 	$(BIN)/sap demo demo
@@ -32,7 +32,10 @@ type: $(INSTALLED) ## Check the types
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## Measure how long the stages of a repair take
-	$(BIN)/python benchmarks/stages.py
+	$(BIN)/python benchmarks/speed.py
+
+architectures: $(INSTALLED) ## See which weights are projected in every family of timm and torchvision, and write docs/architectures.md
+	$(BIN)/python -m benchmarks.architectures
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
