@@ -40,9 +40,9 @@ class Inputs:
     run: RunOptions
 
     def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
-        """The session that the inputs ask for; opens the checkpoint and says what it is."""
+        """The session that the inputs ask for; opens the checkpoint."""
         settings = self.run.to_settings(self.images.strict_images)
-        session = Session(
+        return Session(
             open_checkpoint(self.checkpoint),
             self.images.to_source(self.data, validation),
             settings,
@@ -50,11 +50,18 @@ class Inputs:
             Cache(self.run.cache_dir, terminal),
             self.model.to_source(),
         )
-        architecture = session.architecture
-        terminal.note(f"model: {architecture.name} ({architecture.source}), {architecture.num_classes} classes")
-        terminal.note(f"preprocessing: {architecture.preprocessing} ({architecture.preprocessing.source})")
-        terminal.note(f"device: {settings.device}")
-        return session
+
+
+def introduce(session: Session) -> None:
+    """Say what the checkpoint is and how it runs.
+
+    Called once all has been checked that can be before an image is read, so that an error about it stands alone.
+    """
+    architecture = session.architecture
+    note = session.progress.note
+    note(f"model: {architecture.name} ({architecture.source}), {architecture.num_classes} classes")
+    note(f"preprocessing: {architecture.preprocessing} ({architecture.preprocessing.source})")
+    note(f"device: {session.settings.device}")
 
 
 def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -> None:
@@ -62,6 +69,8 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
     destination = destination_file(output, None)
     terminal = console.Terminal(inputs.run.quiet)
     session = inputs.session(terminal, selection.validation)
+    session.check_data()
+    introduce(session)
     trusted = session.select(selection.to_settings())
     name_unreadable(terminal, session.training_images)
     with open_output(destination) as handle:
@@ -78,6 +87,8 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     destination = destination_file(output, default)
     terminal = console.Terminal(inputs.run.quiet)
     session = inputs.session(terminal, selection.validation)
+    session.check_data()
+    introduce(session)
     samples = _trusted_samples(session, selection, trusted)
     bases = session.bases(samples)
     _say_coverage(terminal, bases, inputs.run.verbose)
@@ -106,10 +117,12 @@ def project(
     session = inputs.session(terminal, selection.validation)
     checkpoint = session.checkpoint
     destination = destination_checkpoint(checkpoint, output)
-    if checkpoint.metadata.get("sap.repaired") == "true":
-        terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
+    session.check_data()
+    introduce(session)
+    if checkpoint.metadata.get("sap.repaired") == "true":
+        terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if dry_run:
         _plan(session, selection, trusted, projection)
         return
@@ -247,6 +260,7 @@ class _Evaluation:
 def _evaluate(inputs: Inputs, terminal: console.Terminal) -> _Evaluation:
     session = inputs.session(terminal)
     dataset = session.evaluation()
+    introduce(session)
     images = session.images(dataset)
     where = dataset.root if dataset.split is None else dataset.root / dataset.split
     trusted = find_contents(dataset, from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, "")))

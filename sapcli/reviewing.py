@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapcli import console
-from sapcli.commands import Inputs, name_unreadable
+from sapcli.commands import Inputs, introduce, name_unreadable
 from sapcli.dataset import Dataset
 from sapcli.files import atomic_write
 from sapcli.options import OutputOptions, SuspectsOptions
@@ -35,6 +35,7 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     session = inputs.session(terminal)
     dataset = session.training
     truth = None if options.truth is None else read_truth(options.truth, dataset)
+    introduce(session)
     if session.checkpoint.metadata.get("sap.repaired") != "true":
         terminal.warn(
             f"{session.checkpoint.source} is not marked as repaired, and a model that memorised its labels contradicts"

@@ -1,0 +1,351 @@
+"""Tests of the command line: what is on stdout and stderr, the exit status, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from command import SAP, sap
+from digits import SIZES, Trained
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small_project import Outcome, run_here
+
+COUNT = ("-n", "60")
+COMMANDS = ("select", "activations", "project", "eval", "demo", "cache")
+
+
+@pytest.fixture(scope="module")
+def repaired(noisy: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corrected checkpoint of `sap project`."""
+    output = tmp_path_factory.mktemp("repaired") / "repaired.safetensors"
+    ended = sap("project", noisy.checkpoint, noisy.data, *COUNT, "-o", output)
+    assert ended.status == 0, ended.stderr
+    assert ended.stdout.decode() == f"{output}\n"
+    return output
+
+
+def json_of(ended: Outcome) -> dict[str, object]:
+    """The JSON object that is all of stdout."""
+    assert ended.status == 0, ended.stderr
+    document = json.loads(ended.stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+def header_of(checkpoint: Path) -> dict[str, dict[str, object]]:
+    """The header of a safetensors file, in its order."""
+    content = checkpoint.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert isinstance(header, dict)
+    return header
+
+
+def copy_of(trained: Trained, folder: Path) -> Path:
+    """The checkpoint and its config.json in another folder."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(trained.checkpoint.with_name("config.json"), folder)
+    return Path(shutil.copy(trained.checkpoint, folder))
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["cache", "info"], ["cache", "clear"]])
+def test_help_comes_without_torch(command: list[str]) -> None:
+    program = (
+        "import sys; from sapcli.cli import run; status = run(sys.argv[1:]);"
+        "print(*sorted({'torch', 'torchvision', 'timm'} & set(sys.modules)), file=sys.stderr); sys.exit(status)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0
+    assert process.stderr.split() == []
+    assert " ".join(["sap", *command]) in process.stdout
+    if not command:
+        assert all(name in process.stdout for name in COMMANDS)
+
+
+def test_a_pipeline_carries_nothing_but_the_data(noisy: Trained, repaired: Path, tmp_path: Path) -> None:
+    model, data, piped = noisy.checkpoint, noisy.data, tmp_path / "piped.safetensors"
+    command, count = shlex.join(SAP), shlex.join(COUNT)
+    pipeline = (
+        f"set -o pipefail; {command} select {model} {data} {count}"
+        f" | {command} project {model} {data} --trusted - -o - | tee {piped}"
+        f" | {command} eval - {data}/test --baseline {model} --format json"
+    )
+    process = subprocess.run(["bash", "-c", pipeline], capture_output=True, check=False)
+    document = json_of(Outcome(process.returncode, process.stdout, process.stderr.decode()))
+    assert document["images"] == SIZES["test"]
+    assert document["gain"] is not None
+    assert piped.read_bytes() == repaired.read_bytes()
+
+
+def test_selected_samples_are_json_lines_in_balance(noisy: Trained) -> None:
+    ended = run_here("select", noisy.checkpoint, noisy.data, *COUNT)
+    assert ended.status == 0
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [set(row) for row in rows] == [{"index", "path", "label", "loss"}] * 60
+    assert sorted(row["label"] for row in rows) == sorted("0123456789" * 6)
+    assert all((noisy.data / row["path"]).parent.name == row["label"] for row in rows)
+
+
+def test_artifacts_that_are_handed_over_make_the_same_repair(noisy: Trained, repaired: Path, tmp_path: Path) -> None:
+    trusted, bases = tmp_path / "trusted.jsonl", tmp_path / "bases.safetensors"
+    output = tmp_path / "model.safetensors"
+    assert run_here("select", noisy.checkpoint, noisy.data, *COUNT, "-o", trusted).status == 0
+    ended = run_here("activations", noisy.checkpoint, noisy.data, "--trusted", trusted, "-o", bases)
+    assert ended.stdout.decode() == f"{bases}\n"
+    assert run_here("project", noisy.checkpoint, noisy.data, "--bases", bases, "-o", output).status == 0
+    assert output.read_bytes() == repaired.read_bytes()
+
+
+def test_another_alpha_reads_no_training_image(noisy: Trained, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(noisy.data, data)
+    cache, options = tmp_path / "cache", (*COUNT, "--batchnorm", "keep")
+    first, other, again = (tmp_path / f"{name}.safetensors" for name in ("first", "other", "again"))
+    arguments = ("project", noisy.checkpoint, data, *options, "--cache-dir", cache)
+    assert run_here(*arguments, "--alpha", "1000", "-o", first).status == 0
+    for image in (data / "train").rglob("*.png"):
+        # Of the same size and age, so that it passes for the same file, but no image.
+        before = image.stat()
+        image.write_bytes(b"\0" * before.st_size)
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for alpha, output in (("300", other), ("1000", again)):
+        ended = run_here(*arguments, "--alpha", alpha, "-o", output, "--strict-images")
+        assert ended.status == 0, ended.stderr
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+    assert "2 entries" not in (info := run_here("cache", "info", "--cache-dir", cache).stdout.decode())
+    assert str(cache) in info
+    assert run_here("cache", "clear", "--cache-dir", cache).status == 0
+    assert ": 0 entries" in run_here("cache", "info", "--cache-dir", cache).stdout.decode()
+    assert run_here(*arguments, "--alpha", "1000", "-o", first, "--force").status == 1
+
+
+def test_the_corrected_file_is_like_its_input(noisy: Trained, tmp_path: Path) -> None:
+    model = copy_of(noisy, tmp_path)
+    # In another order than the network's own, and with metadata of the user's.
+    tensors = dict(sorted(load_file(noisy.checkpoint).items(), key=lambda entry: entry[0][::-1]))
+    save_file(tensors, model, {"origin": "last night's run"})
+    output = tmp_path / "model.sap.safetensors"
+    ended = run_here("project", model, noisy.data, *COUNT, "--alpha", "1000", "--skip-layers", "layer1")
+    assert ended.status == 0, ended.stderr
+    assert ended.stdout.decode() == f"{output}\n"
+
+    before, after = header_of(model), header_of(output)
+    assert before.pop("__metadata__") == {"origin": "last night's run"}
+    metadata = after.pop("__metadata__")
+    assert metadata["origin"] == "last night's run"
+    assert metadata["sap.alpha"] == "1000"
+    assert metadata["sap.repaired"] == "true"
+    assert list(before.items()) == list(after.items())
+
+    corrected = load_file(output)
+    projected = set(json.loads(str(metadata["sap.projected"])))
+    assert "layer2.0.conv1.weight" in projected
+    assert "layer1.0.conv1.weight" not in projected
+    statistics = {name for name in tensors if name.endswith((".running_mean", ".running_var"))}
+    changed = {name for name in tensors if not torch.equal(tensors[name], corrected[name])}
+    assert projected <= changed <= projected | statistics
+    assert changed & statistics
+
+    network = timm.create_model("test_resnet", num_classes=10)
+    network.load_state_dict(corrected, strict=True)
+
+
+def test_batchnorm_statistics_stay_when_they_are_to_be_kept(noisy: Trained, tmp_path: Path) -> None:
+    output = tmp_path / "kept.safetensors"
+    options = ("--alpha", "1000", "--batchnorm", "keep", "-o", output)
+    assert run_here("project", noisy.checkpoint, noisy.data, *COUNT, *options).status == 0
+    before, after = load_file(noisy.checkpoint), load_file(output)
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
+
+
+def test_a_network_without_wrong_labels_is_not_made_worse(clean: Trained, tmp_path: Path) -> None:
+    output = tmp_path / "repaired.safetensors"
+    assert run_here("project", clean.checkpoint, clean.data, *COUNT, "-o", output).status == 0
+    options = ("--baseline", clean.checkpoint, "--split", "val", "--format", "json")
+    gain = json_of(run_here("eval", output, clean.data, *options))["gain"]
+    assert isinstance(gain, float)
+    assert gain >= 0
+
+
+def test_measurements_are_the_same_in_every_format(noisy: Trained, repaired: Path) -> None:
+    arguments = ("eval", repaired, noisy.data, "--baseline", noisy.checkpoint, "--quiet")
+    table, default, comma_separated = (
+        run_here(*arguments, *options) for options in (("--format", "table"), (), ("--format", "csv"))
+    )
+    document = json_of(default)
+    assert default.stderr == ""
+    assert {"top1", "top5", "loss", "ece", "images", "baseline", "gain", "gain_interval"} <= set(document)
+    (row,) = csv.DictReader(io.StringIO(comma_separated.stdout.decode()))
+    baseline = document["baseline"]
+    assert isinstance(baseline, dict)
+    assert float(row["top1"]) == document["top1"]
+    assert float(row["baseline.top1"]) == baseline["top1"]
+    assert float(row["gain"]) == document["gain"]
+    assert f"{document['top1']:.2f}%" in table.stdout.decode()
+
+
+def test_gates_end_with_3(noisy: Trained, tmp_path: Path) -> None:
+    ended = run_here("eval", noisy.checkpoint, noisy.data, "--min-accuracy", "100", "--quiet")
+    assert ended.status == 3
+    assert json.loads(ended.stdout)["images"] == SIZES["test"]
+    assert_two_lines(ended)
+
+    output = tmp_path / "repaired.safetensors"
+    ended = run_here("project", noisy.checkpoint, noisy.data, *COUNT, "--require-gain", "99", "-o", output, "--quiet")
+    assert ended.status == 3
+    assert_two_lines(ended)
+    assert not output.exists()
+
+
+def test_a_closed_pipe_ends_quietly(noisy: Trained) -> None:
+    command = f"set -o pipefail; {shlex.join(SAP)} select {noisy.checkpoint} {noisy.data} --quiet | head -n 1"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert json.loads(process.stdout)["index"] >= 0
+
+
+def assert_two_lines(ended: Outcome) -> None:
+    """The two lines of an error, and nothing else, on stderr."""
+    lines = ended.stderr.splitlines()
+    assert [line[:7] for line in lines] == ["error: ", "hint:  "], ended.stderr
+
+
+def missing(_model: Path, data: Path) -> tuple[str | Path, ...]:
+    return data / "none.safetensors", data
+
+
+def truncated(model: Path, data: Path) -> tuple[str | Path, ...]:
+    model.write_bytes(model.read_bytes()[:-100])
+    return model, data
+
+
+def pickled(model: Path, data: Path) -> tuple[str | Path, ...]:
+    model.write_bytes(pickle.dumps({"weight": [1.0]}))
+    return model, data
+
+
+def without_images(model: Path, data: Path) -> tuple[str | Path, ...]:
+    shutil.rmtree(data)
+    (data / "train" / "cat").mkdir(parents=True)
+    return model, data
+
+
+def a_class_too_many(model: Path, data: Path) -> tuple[str | Path, ...]:
+    (data / "train" / "ten").mkdir()
+    Image.new("L", (8, 8)).save(data / "train" / "ten" / "10.png")
+    return model, data
+
+
+def another_architecture(model: Path, data: Path) -> tuple[str | Path, ...]:
+    return model, data, "--arch", "timm:test_vit"
+
+
+def misshapen(model: Path, data: Path) -> tuple[str | Path, ...]:
+    tensors = load_file(model)
+    tensors["conv1.0.weight"] = torch.zeros(16, 3, 5, 5)
+    tensors["conv1.3.bias"] = torch.zeros(16)
+    del tensors["conv1.4.weight"]
+    save_file(tensors, model)
+    return model, data
+
+
+def no_such_device(model: Path, data: Path) -> tuple[str | Path, ...]:
+    return model, data, "--device", "cuda:99"
+
+
+def unknown_device(model: Path, data: Path) -> tuple[str | Path, ...]:
+    return model, data, "--device", "abacus"
+
+
+def no_architecture(model: Path, data: Path) -> tuple[str | Path, ...]:
+    save_file({"table": torch.zeros(4, 4)}, model)
+    model.with_name("config.json").unlink()
+    return model, data
+
+
+def existing_output(model: Path, data: Path) -> tuple[str | Path, ...]:
+    model.with_name("model.sap.safetensors").write_bytes(b"precious")
+    return model, data
+
+
+def onto_itself(model: Path, data: Path) -> tuple[str | Path, ...]:
+    return model, data, "-o", model, "--force"
+
+
+def unknown_option(model: Path, data: Path) -> tuple[str | Path, ...]:
+    return model, data, "--alhpa", "3"
+
+
+def senseless_alpha(model: Path, data: Path) -> tuple[str | Path, ...]:
+    return model, data, "--alpha", "many"
+
+
+def no_data(model: Path, _data: Path) -> tuple[str | Path, ...]:
+    return (model,)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "status", "named"),
+    [
+        (missing, 1, ["none.safetensors"]),
+        (truncated, 1, ["model.safetensors"]),
+        (pickled, 1, ["model.safetensors", "pickle"]),
+        (without_images, 1, ["data", "no images"]),
+        (a_class_too_many, 1, ["ten"]),
+        (another_architecture, 1, ["test_vit", "missing", "unexpected"]),
+        (misshapen, 1, ["conv1.0.weight", "(16, 3, 5, 5)", "conv1.3.bias", "conv1.4.weight"]),
+        (no_such_device, 1, ["cuda:99"]),
+        (no_architecture, 1, ["--arch"]),
+        (existing_output, 1, ["model.sap.safetensors", "--force"]),
+        (onto_itself, 1, ["model.safetensors"]),
+        (unknown_option, 2, ["--alhpa"]),
+        (unknown_device, 2, ["abacus"]),
+        (senseless_alpha, 2, ["--alpha", "many"]),
+        (no_data, 2, ["DATA"]),
+    ],
+)
+def test_an_error_is_two_lines_and_writes_nothing(
+    noisy: Trained,
+    tmp_path: Path,
+    arrange: Callable[[Path, Path], tuple[str | Path, ...]],
+    status: int,
+    named: list[str],
+) -> None:
+    model, data = copy_of(noisy, tmp_path), tmp_path / "data"
+    shutil.copytree(noisy.data, data)
+    arguments = arrange(model, data)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    ended = run_here("project", *arguments, *COUNT)
+    assert ended.status == status, ended.stderr
+    assert ended.stdout == b""
+    assert_two_lines(ended)
+    assert all(text in ended.stderr for text in named), ended.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["none.safetensors", "."], 1), (["--alhpa", "3"], 2)])
+def test_a_process_ends_with_its_error(arguments: list[str], status: int, tmp_path: Path) -> None:
+    ended = sap("project", *arguments, folder=tmp_path)
+    assert (ended.status, ended.stdout) == (status, b"")
+    assert_two_lines(ended)
+
+
+def test_a_corrected_checkpoint_names_its_network_itself(repaired: Path) -> None:
+    with safe_open(repaired, "pt") as file:
+        assert file.metadata()["sap.architecture"] == "timm:test_resnet"
+    assert not repaired.with_name("config.json").exists()
