@@ -45,17 +45,19 @@ TRAINING_STATE = frozenset(
         *("scheduler", "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict"),
         *("scaler", "grad_scaler", "amp", "amp_scaler", "scaler_state_dict"),
         *("ema", "model_ema", "ema_model", "module_ema", "state_dict_ema", "ema_state_dict", "model_state_dict_ema"),
-        *("criterion", "loss", "callbacks", "loops"),
+        *("criterion", "loss", "callbacks", "loops", "n_averaged"),
     }
 )
 """First components of names that never are weights of the network, but what training scripts save beside them."""
 
-_WRAPPERS = ("_orig_mod", *WRAPPER_KEYS)
+# What torch.compile, FSDP and activation checkpointing put into the names of the submodules that they wrap.
+_INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = (*_INNER_WRAPPERS, *WRAPPER_KEYS)
 _NESTING = 6
 
 _FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _FOLDER_FILES = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
-_FOLDER_PATTERNS = (f"*{INDEX_SUFFIX}", "*.safetensors")
+_FOLDER_PATTERNS = (f"*{INDEX_SUFFIX}", "*.safetensors", "*.pt", "*.pth")
 
 
 class Form(Enum):
@@ -128,6 +130,15 @@ class Checkpoint:
         return _read_json(path) if path and path.is_file() else None
 
     @cached_property
+    def unwrapped_names(self) -> Mapping[str, str]:
+        """The entries by their names without what wrappers of submodules put in the middle (`layer1._orig_mod.conv`).
+
+        What stands at the beginning remains; see `candidate_prefixes`. Two entries that would get one name keep theirs.
+        """
+        names = {_without_inner_wrappers(name): name for name in self.entries}
+        return names if len(names) == len(self.entries) else {name: name for name in self.entries}
+
+    @cached_property
     def _file_of(self) -> Mapping[str, SafetensorsFile]:
         return {name: file for file in self.files.values() for name in file.entries}
 
@@ -195,7 +206,9 @@ def _checkpoint_in(folder: Path) -> Path:
         if found:
             names = ", ".join(shown(path.name) for path in found[:8])
             raise CheckpointError(f"{folder} holds {len(found)} checkpoints: {names}", "Name one of the files.")
-    raise CheckpointError(f"{folder} is a folder without a .safetensors file", "Name a checkpoint file.")
+    raise CheckpointError(
+        f"{folder} is a folder without a .safetensors file or another checkpoint", "Name a checkpoint file."
+    )
 
 
 def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
@@ -322,6 +335,12 @@ def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
                 "whose steps are too coarse for a projection",
                 "Repair the checkpoint from before the quantisation (F64, F32, F16 or BF16), then quantise the result.",
             )
+
+
+def _without_inner_wrappers(name: str) -> str:
+    parts = name.split(".")
+    depth = next((depth for depth, part in enumerate(parts) if part not in _WRAPPERS), len(parts))
+    return ".".join([*parts[:depth], *(part for part in parts[depth:] if part not in _INNER_WRAPPERS)])
 
 
 def candidate_prefixes(names: Collection[str]) -> list[str]:

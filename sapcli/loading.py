@@ -119,7 +119,7 @@ def match_entries(checkpoint: Checkpoint, outline: Outline) -> Match:
     A name whose tensor was left out because it shares its memory with another (safetensors' `save_model` does that, and
     says in the metadata which name stands for it) takes the other's entry.
     """
-    prefixes = candidate_prefixes(checkpoint.entries) or [""]
+    prefixes = candidate_prefixes(checkpoint.unwrapped_names) or [""]
     return min((_match_under(prefix, checkpoint, outline) for prefix in prefixes), key=lambda match: match.misfits)
 
 
@@ -162,22 +162,24 @@ def fill(network: nn.Module, checkpoint: Checkpoint, match: Match) -> None:
 
 
 def _match_under(prefix: str, checkpoint: Checkpoint, outline: Outline) -> Match:
-    entries = checkpoint.entries
+    entries, names = checkpoint.entries, checkpoint.unwrapped_names
     entry_names: dict[str, str] = {}
     missing = []
     for name, twins in outline.twins.items():
         stand_in = checkpoint.metadata.get(prefix + name, prefix + name)
         candidates = [prefix + name, stand_in, *(prefix + twin for twin in twins)]
-        found = next((candidate for candidate in candidates if candidate in entries), None)
+        found = next((candidate for candidate in candidates if candidate in names), None)
         if found is not None:
-            entry_names[name] = found
+            entry_names[name] = names[found]
         elif name not in outline.optional:
             missing.append(name)
 
     used = set(entry_names.values())
     derived = {prefix + name for name in outline.derived}
-    leftover = [entry for entry in entries if entry not in used]
-    extra = {entry: None for entry in leftover if entry in derived or entry.partition(".")[0] in TRAINING_STATE}
+    leftover = {entry: name for name, entry in names.items() if entry not in used}
+    extra = {
+        entry: None for entry, name in leftover.items() if name in derived or name.partition(".")[0] in TRAINING_STATE
+    }
     return Match(
         prefix=prefix,
         entry_names=entry_names,

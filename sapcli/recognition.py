@@ -193,7 +193,9 @@ def known_architectures() -> tuple[KnownArchitecture, ...]:
 def _views(checkpoint: Checkpoint) -> Iterator[dict[str, tuple[int, ...]]]:
     """The shapes of a checkpoint's weights by name, under each prefix that its names may have."""
     weights = {
-        name: entry.shape for name, entry in checkpoint.entries.items() if name.partition(".")[0] not in TRAINING_STATE
+        name: checkpoint.entries[entry].shape
+        for name, entry in checkpoint.unwrapped_names.items()
+        if name.partition(".")[0] not in TRAINING_STATE
     }
     # safetensors' `save_model` leaves tied tensors out, and says in the metadata which name stands for them.
     left_out = {name: weights[kept] for name, kept in checkpoint.metadata.items() if kept in weights}

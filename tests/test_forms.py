@@ -148,6 +148,26 @@ def test_a_pytorch_file_becomes_safetensors(noisy: Trained, plain: Tensors, mode
     assert largest_difference(found, plain) == 0
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module"])
+def test_submodules_in_wrappers_of_their_own(noisy: Trained, plain: Tensors, model: Path, wrapper: str) -> None:
+    def wrapped(name: str) -> str:
+        return name.replace("layer1.", f"layer1.{wrapper}.")
+
+    save_file({wrapped(name): tensor for name, tensor in load_file(noisy.checkpoint).items()}, model / "in.safetensors")
+    found = load_file(repaired(model / "in.safetensors", model / "out.safetensors", noisy))
+    assert set(found) == set(map(wrapped, plain)) != set(plain)
+    assert largest_difference(found, {wrapped(name): tensor for name, tensor in plain.items()}) == 0
+
+
+def test_a_folder_with_an_averaged_model_as_its_only_checkpoint(noisy: Trained, plain: Tensors, model: Path) -> None:
+    averaged = {"n_averaged": torch.tensor(7)}
+    averaged |= {f"module.{name}": tensor for name, tensor in load_file(noisy.checkpoint).items()}
+    torch.save(averaged, model / "swa.pth")
+    found = load_file(repaired(model, model / "out.safetensors", noisy))
+    assert found.pop("n_averaged") == 7
+    assert largest_difference({name.removeprefix("module."): tensor for name, tensor in found.items()}, plain) == 0
+
+
 def separate(network: nn.Module, path: Path) -> None:
     """Both names of a tied tensor with a copy each."""
     save_file({name: tensor.clone() for name, tensor in network.state_dict().items()}, path)
