@@ -309,7 +309,7 @@ def read_bases(path: Path, source: str | None = None) -> Bases:
             }
             skipped = {str(name): str(text) for name, text in json.loads(metadata["sap.skipped"]).items()}
             return Bases(pieces, skipped, metadata["sap.checkpoint"], metadata["sap.samples"], _read_facts(metadata))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{source} cannot be read as bases: {error}", again) from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from sapcli.errors import ArchitectureError
+from sapcli.errors import ArchitectureError, SapError, UsageError
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _CROP_MODES = ("center", "squash", "border")
@@ -78,6 +78,7 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
 
     Raises:
         ArchitectureError: If the input size, mean or std is known from nowhere, or a value makes no sense.
+        UsageError: If it is an option's value that makes none.
     """
     given = {key: value for key, value in vars(overrides).items() if value is not None}
     layers = [*(Settings(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()), *sources]
@@ -141,9 +142,10 @@ def _one_of(key: str, value: object, where: str, allowed: Sequence[str]) -> str:
     raise _senseless(key, value, f"one of {', '.join(allowed)}", where)
 
 
-def _senseless(key: str, value: object, expected: str, where: str) -> ArchitectureError:
+def _senseless(key: str, value: object, expected: str, where: str) -> SapError:
     option = key.replace("_", "-")
-    return ArchitectureError(
+    kind = UsageError if where.startswith("--") else ArchitectureError
+    return kind(
         f"the preprocessing's {key} is {value!r} (from {where}), expected {expected}",
         f"Give --{option}, or correct it there." if key != "crop_mode" else "Correct it there.",
     )
