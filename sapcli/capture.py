@@ -43,6 +43,8 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 _CONVOLUTIONS = {aten.convolution, aten._convolution}
 # Operators whose result holds the same numbers in the same logical order as their first argument.
 _COPIES = {aten.clone, aten._to_copy, aten._reshape_copy}
+# Operators whose result is one argument times another one.
+_SCALINGS = {aten.mul, aten.div}
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,28 @@ class _Origin:
     Attributes:
         parameters: All that had a part in it, each with the operator that first made something else of it; empty for
             a parameter itself, a view or a plain copy of it.
-        index: For a plain copy, the position inside the contiguous parameter of every element of the tensor's storage.
+        ingredients: All that its numbers depend on, a weight too that was only multiplied by a constant vector.
+        copied: For a copy of a single parameter, plain or scaled by what does not depend on it, which one and how.
     """
 
     parameters: Mapping[str, str]
-    index: Tensor | None = None
+    ingredients: frozenset[str] = frozenset()
+    copied: _Copied | None = None
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """What a copy holds of a parameter.
+
+    Attributes:
+        name: The parameter.
+        index: The position inside the contiguous parameter of every element of the copy's storage.
+        factors: What each of these elements was multiplied by; None for a plain copy.
+    """
+
+    name: str
+    index: Tensor
+    factors: Tensor | None
 
 
 @dataclass
@@ -200,14 +219,15 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         sighting = self.sightings[operand.name]
         if use is None:
-            sighting.transformed_by.add("an irregular selection of its elements")
+            if operand.factors is None:
+                sighting.transformed_by.add("an irregular selection of its elements")
             return None
         sighting.rows_depend_on_images |= self._origin(rows) is None
         self._on_use(use)
         return use.weight
 
     def _find(self, tensor: Tensor) -> Operand | None:
-        """The weight that `tensor` is a view or plain copy of."""
+        """The weight that `tensor` is a view, or a plain or scaled copy of."""
         if not tensor.numel() or tensor.is_complex():
             return None
         size, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
@@ -216,11 +236,10 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if parameter.name not in self.sightings:
                 return None
             return Operand(parameter.name, size, stride, offset - parameter.start, parameter.index)
-        origin = self._constants[_storage(tensor)][1] if _storage(tensor) in self._constants else None
-        if origin is None or origin.index is None:
+        copied = self._constants[_storage(tensor)][1].copied if _storage(tensor) in self._constants else None
+        if copied is None:
             return None
-        (name,) = origin.parameters
-        return Operand(name, size, stride, offset, origin.index)
+        return Operand(copied.name, size, stride, offset, copied.index, copied.factors)
 
     def _parameter_at(self, tensor: Tensor) -> _Parameter | None:
         """The parameter in whose memory `tensor` begins."""
@@ -237,7 +256,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._constants[storage][1]
         parameter = self._parameter_at(tensor)
         if parameter is not None:
-            return _Origin({parameter.name: ""})
+            return _Origin({parameter.name: ""}, frozenset({parameter.name}))
         return _Origin({}) if storage in self._buffers else None
 
     def _follow(
@@ -259,12 +278,15 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # The product with the captured weight is accounted for: what comes of it is not made of the weight.
                 if name != captured:
                     parameters.setdefault(name, operator or str(func.overloadpacket))
+        ingredients = frozenset[str]().union(*(origin.ingredients for origin in constants))
         known = {_storage(tensor) for tensor in inputs} - {_storage(tensor) for tensor in written}
         for output in _tensors((result, written)):
             if _storage(output) in known:
                 continue
-            index = self._copied_index(inputs[0], output) if func.overloadpacket in _COPIES else None
-            origin = _Origin(parameters) if index is None else _Origin(dict.fromkeys(parameters, ""), index)
+            copied = self._copied(func.overloadpacket, args, output)
+            if copied is not None and copied.factors is None:
+                parameters = dict.fromkeys(parameters, "")
+            origin = _Origin(parameters, ingredients, copied)
             # The tensor is kept as long as the entry, since the address of freed memory is given out again.
             self._constants[_storage(output)] = (output, origin)
 
@@ -280,14 +302,37 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else:
                     self.sightings[name].consumers.add(operator or str(func.overloadpacket))
 
-    def _copied_index(self, source: Tensor, copy: Tensor) -> Tensor | None:
-        """The positions inside a parameter of every element of `copy`'s storage, where `source` is a view of one."""
-        operand = self._find(source)
-        if operand is None or copy.numel() * copy.element_size() != copy.untyped_storage().nbytes():
+    def _copied(self, operator: Any, args: tuple[Any, ...], copy: Tensor) -> _Copied | None:
+        """What `copy`, the result of `operator`, is a copy of."""
+        if operator in _COPIES:
+            source, factor = args[0], None
+        elif operator in _SCALINGS and len(args) == 2:
+            source, factor = args
+            if operator is aten.mul and (not isinstance(source, Tensor) or self._find(source) is None):
+                source, factor = factor, source
+        else:
             return None
-        index = torch.empty(copy.numel(), dtype=torch.int64)
-        index.as_strided(copy.shape, copy.stride()).copy_(operand.positions())
-        return index
+        operand = self._find(source) if isinstance(source, Tensor) else None
+        if operand is None or operand.size != tuple(copy.shape):
+            return None
+        if copy.numel() * copy.element_size() != copy.untyped_storage().nbytes():
+            return None
+        if isinstance(factor, Tensor):
+            origin = self._origin(factor)
+            # A factor that changes with the weight is no mere factor: normalisations divide by the weight's own size.
+            if origin is None or operand.name in origin.ingredients:
+                return None
+
+        def laid_out(values: Tensor) -> Tensor:
+            storage = torch.empty(copy.numel(), dtype=values.dtype)
+            storage.as_strided(copy.shape, copy.stride()).copy_(values)
+            return storage
+
+        factors = operand.scale()
+        if factor is not None:
+            factors = torch.ones(operand.size) if factors is None else factors
+            factors = operator(factors, factor.detach().cpu() if isinstance(factor, Tensor) else factor)
+        return _Copied(operand.name, laid_out(operand.positions()), None if factors is None else laid_out(factors))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Operands of products and convolutions, seen as the weights that they are views or plain copies of."""
+"""Operands of products and convolutions, seen as the weights that they are views or copies of."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Operand:
-    """A factor of a product that is a view of a weight, or of a plain copy of one.
+    """A factor of a product that is a view of a weight, or of a plain or scaled copy of one.
 
     Attributes:
         name: The weight.
@@ -30,6 +30,7 @@ class Operand:
         stride: Its strides.
         offset: Where it begins in the weight, or in the copy's storage.
         index: For a copy, the position inside the contiguous weight of every element of its storage.
+        factors: For a scaled copy, what each of these elements was multiplied by.
     """
 
     name: str
@@ -37,11 +38,18 @@ class Operand:
     stride: tuple[int, ...]
     offset: int
     index: Tensor | None = None
+    factors: Tensor | None = None
 
     def positions(self) -> Tensor:
         """The position inside the contiguous weight of every element, int64 of shape `size`."""
         positions = WeightView(self.size, self.stride, self.offset).elements()
         return positions if self.index is None else self.index[positions]
+
+    def scale(self) -> Tensor | None:
+        """What every element was multiplied by, of shape `size`; None for a plain copy."""
+        return (
+            None if self.factors is None else self.factors[WeightView(self.size, self.stride, self.offset).elements()]
+        )
 
     def transposed(self) -> Operand:
         """The operand with its last two dimensions exchanged."""
@@ -55,8 +63,13 @@ class Operand:
     def view(self) -> WeightView | None:
         """The window of the weight that an operand of shape `(groups, outputs, *row)` is.
 
-        `None` where a copy's elements do not lie in the weight at regular distances, or where matrices share elements.
+        `None` where a copy's elements do not lie in the weight at regular distances, where matrices share elements, or
+        where the elements of a row are scaled differently: `diag(c) W M = diag(c) (W M)`, and so a projection of what
+        was scaled row by row is one of the weight itself, but no other.
         """
+        scale = self.scale()
+        if scale is not None and not bool((scale.flatten(2) == scale.flatten(2)[..., :1]).all()):
+            return None
         view = WeightView(self.size, self.stride, self.offset)
         if self.index is not None:
             positions = self.positions()
@@ -79,7 +92,7 @@ def product_use(operand: Operand, rows: Tensor) -> Use | None:
     matrices = operand.seen_as((groups, outputs, row_length), (group_stride, across, down))
     rows = rows.reshape(groups, -1, row_length)
     view = matrices.view()
-    if view is None and matrices.index is not None:
+    if view is None and matrices.index is not None and matrices.factors is None:
         matrices, rows = _untangled(matrices, rows)
         view = matrices.view()
     return None if view is None else Use(operand.name, view, rows)

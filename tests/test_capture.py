@@ -17,6 +17,7 @@ from brute_force import (
     assert_as_expected,
     correlated_images,
     expect,
+    project_rows,
     relative_difference,
     repair,
     split,
@@ -267,7 +268,12 @@ NORM = "_weight_norm"
 TRANSFORMED = {
     "changed copy": (lambda: Function(with_changed_copy, w=(4, 6)), {"w": "div_"}),
     "copied into a constant": (lambda: Function(with_copy_in_constant, w=(4, 6)), {"w": "copy_"}),
-    "scaled": (lambda: Function(lambda m, x: F.linear(x, m.w * 2), w=(4, 6)), {"w": "mul"}),
+    "scaled along the rows": (
+        lambda: Function(lambda m, x: F.linear(x, m.w * m.scale), w=(4, 6), scale=(1, 6)),
+        {"w": "mul", "scale": "mul"},
+    ),
+    "scaled by its own size": (lambda: Function(lambda m, x: F.linear(x, m.w / m.w.norm()), w=(4, 6)), {"w": "div"}),
+    "squared": (lambda: Function(lambda m, x: F.linear(x, m.w * m.w), w=(4, 6)), {"w": "mul"}),
     "unmerged low rank": (
         lambda: Function(lambda m, x: F.linear(x, m.w + m.up @ m.down), w=(4, 6), up=(4, 2), down=(2, 6)),
         {"w": "add", "up": "mm", "down": "mm"},
@@ -296,6 +302,43 @@ def test_transformed_weights_are_reported(build, operators):
         (reason,) = [text for name, text in found.skipped.items() if name.endswith(ending)]
         assert reason.startswith("transformed before it multiplies activations (")
         assert operator in reason
+
+
+class Scaled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The same, smaller."""
+        return weight * 0.25
+
+
+def scaled_layer() -> nn.Module:
+    layer = nn.Linear(6, 4)
+    parametrize.register_parametrization(layer, "weight", Scaled())
+    return layer
+
+
+SCALED = {
+    "by a number": lambda: Function(lambda m, x: F.linear(x, m.w * 2), w=(4, 6)),
+    "by a number, from the left": lambda: Function(lambda m, x: F.linear(x, 0.5 * m.w), w=(4, 6)),
+    "divided": lambda: Function(lambda m, x: F.linear(x, m.w / 7), w=(4, 6)),
+    "by output": lambda: Function(lambda m, x: F.linear(x, m.w * m.gain), w=(4, 6), gain=(4, 1)),
+    "by output, transposed": lambda: Function(lambda m, x: x @ (m.w.T * m.gain), w=(4, 6), gain=(4,)),
+    "twice": lambda: Function(lambda m, x: F.linear(x, (m.w * m.gain).clone() / 3), w=(4, 6), gain=(4, 1)),
+    "by its module": scaled_layer,
+}
+
+
+@pytest.mark.parametrize("build", SCALED.values(), ids=SCALED)
+def test_a_projection_of_what_was_scaled_is_folded_back(build):
+    """`diag(c) (W M)` is what `(diag(c) W) M` is, so that the network acts as if the scaled weight were projected."""
+    module, images = build(), correlated_images(9, 6)
+    found = repair(module, [images], ALPHA)
+    (name,) = found.weights
+    weight = dict(module.named_parameters())[name]
+    expected = project_rows(weight.detach()[None], images[None], ALPHA)[0]
+    assert relative_difference(found.weights[name], expected, weight) < TOLERANCE
+    assert relative_difference(found.weights[name], weight, weight) > TOLERANCE
 
 
 def test_merged_parametrizations_are_weights():
