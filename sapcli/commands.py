@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,12 @@ from sapcli.checkpoint import open_checkpoint
 from sapcli.contents import find_contents, from_text
 from sapcli.errors import CheckpointError, DatasetError, GateError, UsageError
 from sapcli.evaluation import Metrics, measure, paired_gain
-from sapcli.files import temporary_copy
+from sapcli.files import atomic_write, temporary_copy
 from sapcli.images import Images
 from sapcli.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
 from sapcli.inspection_report import render_inspection
 from sapcli.options import DataOptions, ModelOptions, OutputOptions, ProjectionOptions, RunOptions, SelectionOptions
-from sapcli.outputs import STDIO, destination_checkpoint, destination_file, one_stdin, open_output
+from sapcli.outputs import STDIO, destination_checkpoint, destination_file, one_stdin, open_output, report_forms
 from sapcli.pipeline import TRUSTED_IMAGES, Repair, Samples, Session
 from sapcli.report import EvaluationReport, render_evaluation
 from sapcli.scoring import Outcomes
@@ -109,6 +110,7 @@ def project(
     output: OutputOptions,
     *,
     dry_run: bool = False,
+    reports: Sequence[Path] = (),
 ) -> None:
     """`sap project`."""
     one_stdin(CHECKPOINT=inputs.checkpoint, trusted=trusted, bases=projection.bases, forget=projection.forget)
@@ -117,9 +119,10 @@ def project(
     session = inputs.session(terminal, selection.validation)
     checkpoint = session.checkpoint
     destination = destination_checkpoint(checkpoint, output)
+    report_files = report_forms(reports, output.force)
     if require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
-    session.check_data()
+    session.check_data(test=bool(report_files))
     introduce(session)
     if checkpoint.metadata.get("sap.repaired") == "true":
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
@@ -142,6 +145,16 @@ def project(
     repair, correction = session.repair(settings, bases, samples, forget)
     name_unreadable(terminal, session.training_images)
     _say_repair(terminal, repair, inputs.run.verbose)
+    if report_files:
+        from sapcli.pages import render_report
+        from sapcli.reporting import report_repair
+
+        command = shlex.join(["sap", *sys.argv[1:]])
+        report = report_repair(session, repair, correction, bases, samples, settings, command)
+        for file, form in report_files.items():
+            with atomic_write(file) as handle:
+                handle.write(render_report(report, form))
+            terminal.note(f"report: {file}")
     if require_gain is not None and not _reaches(repair, require_gain):
         found = "nothing beats the unchanged model" if repair.gain is None else f"it is {repair.gain.points:+.2f}"
         raise GateError(

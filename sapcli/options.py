@@ -265,6 +265,18 @@ class SuspectsOptions:
     ] = None
 
 
+Reports = Annotated[
+    list[Path] | None,
+    option(
+        "--report",
+        panel=RUN,
+        metavar="FILE",
+        help="Also write a report, as the ending says: .html, .md or .json; may be repeated. Scores the training images"
+        " once more, and both models on DATA/test where there is one.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class OutputOptions:
     """Where the result goes."""

@@ -26,6 +26,7 @@ from sapcli.estimate import Workload
 from sapcli.evaluation import Gain, Metrics, measure, paired_gain
 from sapcli.evidence import weak_points
 from sapcli.files import atomic_write
+from sapcli.folders import split_folders
 from sapcli.images import Images
 from sapcli.progress import Progress
 from sapcli.saving import write_safetensors, written_digest
@@ -155,17 +156,30 @@ class Session:
             dedicated=dedicated,
         )
 
-    def check_data(self) -> None:
+    def check_data(self, *, test: bool = False) -> None:
         """Open the training and the validation data, so that what is wrong with them shows before any work is done.
+
+        Args:
+            test: Whether to open the test images too.
 
         Raises:
             SapError: They do not fit the network, or there are no images.
         """
-        _ = self.training, self.validation
+        _ = self.training, self.validation, self.test if test else None
 
     def evaluation(self) -> Dataset:
         """The images to judge on."""
         return self._open(self.source.folder, Role.JUDGE, self.source.split)
+
+    @cached_property
+    def test(self) -> Dataset | None:
+        """The images of the data folder's test split, where there are any that have no part in the repair."""
+        name = split_folders(self.training.root, without_classes=self.source.labels is not None).get("test")
+        if name is None:
+            return None
+        dataset = self._open(self.source.folder, Role.JUDGE, name)
+        used = {self.training.fingerprint, "" if self.validation is None else self.validation.fingerprint}
+        return None if dataset.fingerprint in used else dataset
 
     def _open(self, folder: Path, role: Role, split: str | None) -> Dataset:
         dataset = open_dataset(
@@ -418,8 +432,10 @@ class Session:
         """
         stage = "choosing alpha" if settings.alpha is None else f"projecting with alpha {settings.alpha:g}"
         # One stage to those who listen: what is inside it shows only while it runs.
-        with self.progress.stage(stage, None, "alphas"):
-            return self._repair(settings, bases, trusted, forget)
+        with self.progress.stage(stage, None, "alphas") as advance:
+            repair, correction = self._repair(settings, bases, trusted, forget)
+            advance(len(repair.choice.trials))
+        return repair, correction
 
     def _repair(
         self, settings: ProjectionSettings, bases: Bases, trusted: Samples | None, forget: Bases | None

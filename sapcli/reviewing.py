@@ -10,8 +10,8 @@ from sapcli.commands import Inputs, introduce, name_unreadable
 from sapcli.dataset import Dataset
 from sapcli.files import atomic_write
 from sapcli.options import OutputOptions, SuspectsOptions
-from sapcli.outputs import check_writable, destination_file, open_output
-from sapcli.settings import LabelForm
+from sapcli.outputs import check_writable, destination_file, open_output, report_forms
+from sapcli.settings import LabelForm, ReportForm
 from sapcli.suspects import (
     Detection,
     Suspect,
@@ -36,6 +36,7 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     dataset = session.training
     truth = None if options.truth is None else read_truth(options.truth, dataset)
     introduce(session)
+    introduce(session)
     if session.checkpoint.metadata.get("sap.repaired") != "true":
         terminal.warn(
             f"{session.checkpoint.source} is not marked as repaired, and a model that memorised its labels contradicts"
@@ -59,6 +60,19 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
         terminal.note(f"corrected labels: {correction.path}")
     if truth is not None:
         terminal.rows("against the truth", _detection_rows(measure_detection(dataset, outcomes, found, truth)))
+
+
+def report(result: Path, form: ReportForm | None, output: OutputOptions) -> None:
+    """`sap report`."""
+    from sapcli.pages import render_report
+    from sapcli.repair_report import from_json
+
+    destination = destination_file(output, None)
+    if form is None and destination is not None:
+        (form,) = report_forms([destination], output.force).values()
+    content = render_report(from_json(result), form or ReportForm.MARKDOWN)
+    with open_output(destination) as handle:
+        handle.write(content)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,14 @@ class PlanFormat(StrEnum):
     JSON = "json"
 
 
+class ReportForm(StrEnum):
+    """How a report is written; the values are the endings of its files."""
+
+    HTML = "html"
+    MARKDOWN = "md"
+    JSON = "json"
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """What means the same to every command."""

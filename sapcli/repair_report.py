@@ -1,0 +1,269 @@
+"""What a repair did, as one document: written to JSON, read back, and rendered from nothing else.
+
+The JSON is versioned by `format`; `schema()` describes it. Accuracies are in percent, losses in nats, shares in [0, 1].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from sapcli.errors import SapError
+from sapcli.search import Evidence
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A percentage with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One alpha that was tried and its score in percent."""
+
+    alpha: float
+    score: Estimate
+
+
+@dataclass(frozen=True)
+class Search:
+    """How alpha was chosen.
+
+    Attributes:
+        alpha: The choice; `None` where the model stays as it was.
+        evidence: By what.
+        explanation: The same in words.
+        samples: How many samples each score is of.
+        attempts: By ascending alpha.
+        unchanged: The score of the unchanged model; `None` where nothing was tried.
+        log_scale: Whether alpha is a coefficient, and not a fraction of the energy.
+    """
+
+    alpha: float | None
+    evidence: Evidence
+    explanation: str
+    samples: int
+    attempts: tuple[Attempt, ...]
+    unchanged: Estimate | None
+    log_scale: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model on the images that it is judged on."""
+
+    top1: float
+    top5: float
+    loss: float
+    ece: float
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """One class's accuracy before and after, in percent; `None` for a class without images."""
+
+    name: str
+    images: int
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often which class was taken for which: rows are labels, columns predictions.
+
+    Of many classes only those with the most errors have a row; all others share the last column.
+    """
+
+    labels: tuple[str, ...]
+    predictions: tuple[str, ...]
+    before: tuple[tuple[int, ...], ...]
+    after: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Both models on images that neither learned from.
+
+    Attributes:
+        images: How many.
+        where: The folder.
+        noisy: Whether alpha was chosen on these images, whose labels may be wrong like those of the training set.
+        before: The model as it was.
+        after: The repaired model.
+        gain: The difference in top-1 accuracy, in points, from paired outcomes.
+        classes: Every class, in the order of the model's outputs.
+        confusion: Before and after.
+    """
+
+    images: int
+    where: str
+    noisy: bool
+    before: Scores
+    after: Scores
+    gain: Estimate
+    classes: tuple[ClassChange, ...]
+    confusion: Confusion
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One projected weight.
+
+    Attributes:
+        name: The parameter.
+        outputs: Number of output channels or features.
+        row_length: Length of the rows that it multiplies.
+        groups: Independent sets of rows.
+        rows: How many rows were seen.
+        directions99: How many directions hold 99% of the energy, of `row_length`; the mean over groups.
+        spectrum: The energy held by the leading directions, at points evenly spaced in the logarithm of their number.
+        removed: `||W - W M|| / ||W||`.
+    """
+
+    name: str
+    outputs: int
+    row_length: int
+    groups: int
+    rows: int
+    directions99: float
+    spectrum: tuple[float, ...]
+    removed: float
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weight that stays as it is, or an image that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LossHistogram:
+    """The training samples by their cross-entropy with the given label.
+
+    Attributes:
+        edges: Of the bins, ascending, in nats; samples beyond are counted in the outer bins.
+        before: Samples per bin with the model as it was.
+        trusted: Those of them that are trusted.
+        after: Samples per bin with the repaired model; `None` where it was not changed.
+    """
+
+    edges: tuple[float, ...]
+    before: tuple[int, ...]
+    trusted: tuple[int, ...]
+    after: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sample whose label the repaired model contradicts, with its image as a `data:` address where it can be read."""
+
+    path: str
+    given: str
+    suggested: str
+    score: float
+    image: str | None
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """The labels that the repaired model contradicts: how many of how many samples, and the first of them."""
+
+    samples: int
+    contradicted: int
+    shown: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What it takes to do it again.
+
+    Attributes:
+        command: The command line, as typed.
+        versions: Of programs and libraries.
+        facts: What was read and how, by name, in words.
+        digests: SHA-256 of what was read, by name.
+    """
+
+    command: str
+    versions: dict[str, str]
+    facts: dict[str, str]
+    digests: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """The whole report.
+
+    Attributes:
+        format: The version of this schema.
+        title: The checkpoint's name.
+        changed: Whether any weight was changed.
+        verdict: The outcome, in a sentence.
+        search: How alpha was chosen.
+        measurement: The gain; `None` without images that the model did not learn from.
+        trusted: Number of trusted samples.
+        batchnorm_images: How many images the BatchNorm statistics were re-estimated on.
+        layers: The projected weights, in the order of execution.
+        skipped_weights: The others of two or more dimensions.
+        skipped_images: The images that could not be read.
+        losses: The training samples by loss.
+        suspicion: `None` where the model was not changed.
+        provenance: What it takes to do it again.
+    """
+
+    format: Literal["sap.report/1"]
+    title: str
+    changed: bool
+    verdict: str
+    search: Search
+    measurement: Measurement | None
+    trusted: int
+    batchnorm_images: int
+    layers: tuple[Layer, ...]
+    skipped_weights: tuple[Skipped, ...]
+    skipped_images: tuple[Skipped, ...]
+    losses: LossHistogram
+    suspicion: Suspicion | None
+    provenance: Provenance
+
+
+_ADAPTER = TypeAdapter(RepairReport)
+
+
+def to_json(report: RepairReport) -> bytes:
+    """The report as indented JSON."""
+    return _ADAPTER.dump_json(report, indent=2) + b"\n"
+
+
+def from_json(file: Path) -> RepairReport:
+    """Read a report.
+
+    Raises:
+        SapError: The file cannot be read or is no report of this version; what does not fit is named.
+    """
+    try:
+        return _ADAPTER.validate_json(file.read_bytes())
+    except OSError as error:
+        raise SapError(f"{file} cannot be read: {error.strerror}", "name a report in JSON") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise SapError(
+            f"{file} is no report that can be read: {place + ': ' if place else ''}{first['msg']}",
+            "make one with `sap project --report FILE.json`, of this version of sap",
+        ) from error
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a report."""
+    return _ADAPTER.json_schema()
