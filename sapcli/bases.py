@@ -233,7 +233,8 @@ def _run(
     contradicted = 0
     with progress.stage("capturing activations", len(indices)) as advance, full_precision(), moments.capture as capture:
         for batch in images.batches(indices):
-            output = capture.forward(classifier.inputs(batch.images))
+            with classifier.running():
+                output = capture.forward(classifier.inputs(batch.images))
             predictions = classifier.check_output(output, len(batch.images)).argmax(dim=1).cpu()
             per_class += torch.bincount(batch.labels, minlength=len(per_class))
             contradicted += int((predictions != batch.labels).sum())

@@ -200,14 +200,8 @@ def _try_noise(classifier: Classifier) -> _Trial:
     images = images.to(classifier.device)
     moments = SecondMoments(classifier.module)
     with full_precision(), moments.capture as capture:
-        try:
+        with classifier.running():
             output = capture.forward(images)
-        except RuntimeError as error:
-            size = "x".join(map(str, classifier.architecture.preprocessing.input_size))
-            raise ArchitectureError(
-                f"{classifier.architecture.name} cannot run on images of {size}: {str(error).splitlines()[0]}",
-                "give the size that it was trained with (--input-size)",
-            ) from error
         classifier.check_output(output, _IMAGES)
     rows = {
         name: {view: count / _IMAGES for view, count in counts.items()} for name, counts in moments.counts().items()

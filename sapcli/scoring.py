@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sapcli.architecture import Architecture, LoadedModel, Preprocessing
-from sapcli.errors import ArchitectureError, NumericsError
+from sapcli.errors import ArchitectureError, NumericsError, SapError
+from sapcli.factories import in_one_line
 from sapcli.images import Batch, Images
-from sapcli.memory import in_portions
+from sapcli.memory import in_portions, is_out_of_memory
 from sapcli.progress import Progress
 
 
@@ -41,8 +43,28 @@ class Classifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's output, float32 `[n, classes]`, for decoded uint8 images `[n, C, H, W]`."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.running():
             return self.check_output(self.module(self.inputs(images)), len(images))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the network runs, what it raises is an error about it.
+
+        Raises:
+            ArchitectureError: It does not take such images.
+        """
+        try:
+            yield
+        except SapError:
+            raise
+        except Exception as error:  # nobody can foresee what a network raises
+            if is_out_of_memory(error):
+                raise
+            size = "x".join(map(str, self.architecture.preprocessing.input_size))
+            raise ArchitectureError(
+                f"{self.architecture.name} cannot run on images of {size}: {in_one_line(error)}",
+                "give the size that it was trained with (--input-size); --debug shows the traceback",
+            ) from error
 
     def check_output(self, output: object, count: int) -> Tensor:
         """`output` as the logits of `count` images.

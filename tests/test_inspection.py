@@ -173,6 +173,23 @@ def test_a_dry_run_keeps_to_the_options(noisy: Trained, tmp_path: Path, capsys: 
     assert "--layers nothing matches no weight" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["inspect", "select", "activations", "eval"])
+def test_images_that_the_network_does_not_take_are_an_error(
+    noisy: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    factories = write_factories(tmp_path / "code")
+    checkpoint = save(
+        randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))), tmp_path
+    )
+    data = [] if command == "inspect" else [str(noisy.data)]
+    trusted = tmp_path / "trusted.txt"
+    trusted.write_text("0\n1\n")
+    options = ["--trusted", str(trusted)] if command == "activations" else []
+    size = ["--arch", f"{factories}:Network", "--input-size", "3,2,2"]
+    assert run([command, checkpoint.source, *data, *size, *options]) == 1
+    assert "Network cannot run on images of 3x2x2" in capsys.readouterr().err
+
+
 def test_the_table_tells_the_same(noisy: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(noisy.checkpoint), "--format", "table"]) == 0
     table = capsys.readouterr().out
