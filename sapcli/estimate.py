@@ -21,6 +21,8 @@ from sapcli.scoring import Classifier
 _EIGH_OPERATIONS = 9
 # A rate is that of a batch with so many operations, or else of a full one.
 _OPERATIONS_THAT_KEEP_BUSY = {"cpu": 4e9, "gpu": 4e11}
+_RUNS = 2, 10
+_ENOUGH_SECONDS = 0.5
 _PRODUCT_SIDE = 1024
 _EIGH_SIDE = 512
 
@@ -259,15 +261,16 @@ def _measure_rates(classifier: Classifier, network: Network, images: Tensor, bat
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The shorter of two runs, after one that does not count: the first one also chooses kernels."""
-    shortest = math.inf
-    for attempt in range(3):
+    """The shortest of some runs, at least two, after one that does not count: the first one also chooses kernels."""
+    work()
+    _finish(device)
+    durations: list[float] = []
+    while len(durations) < _RUNS[0] or (len(durations) < _RUNS[1] and sum(durations) < _ENOUGH_SECONDS):
         started = time.perf_counter()
         work()
         _finish(device)
-        if attempt:
-            shortest = min(shortest, time.perf_counter() - started)
-    return max(shortest, 1e-9)
+        durations.append(max(time.perf_counter() - started, 1e-9))
+    return min(durations)
 
 
 def _finish(device: torch.device) -> None:
