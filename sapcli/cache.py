@@ -79,6 +79,7 @@ class Cache:
         path = self.folder / f"{kind}-{_key(parts)}"
         found = self._read(path, read)
         if found is not None:
+            self._progress.note(f"{kind}: from the cache")
             return found
         content = make()
         self._store(path, lambda: write(content, path))

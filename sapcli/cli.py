@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sapcli import __version__
+from sapcli.configuration import default_map, effective_settings, find_settings, render_settings
 from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError
 from sapcli.memory import is_out_of_memory
 from sapcli.options import (
@@ -20,14 +21,16 @@ from sapcli.options import (
     GATES,
     RUN,
     CheckpointArgument,
+    CheckpointArguments,
     DataArgument,
     DataOptions,
     ModelOptions,
     OutputOptions,
     ProjectionOptions,
-    Reports,
+    RecordOptions,
     RunOptions,
     SelectionOptions,
+    Summary,
     SuspectsOptions,
     Trusted,
     grouped,
@@ -43,12 +46,16 @@ app = typer.Typer(
     name="sap",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Repair an image classifier that was trained on mislabeled data, without retraining it.\n\n"
     "Scaled Activation Projection trusts the samples whose labels the model itself finds believable, sees which"
     " directions of every layer's inputs they use, and projects the weights onto those. It takes minutes and needs"
     " neither gradients nor clean labels.\n\n"
     "Start with: sap project model.safetensors data/",
+    epilog="Options are taken from flags, then from the environment (--batch-size: SAP_BATCH_SIZE), then from sap.toml"
+    " or [tool.sap] in pyproject.toml; `sap config` shows them. Exit status: 0 done, 1 an error about input or"
+    " environment, 2 wrong usage, 3 a quality gate was not met, 130 interrupted, 143 terminated.",
 )
 cache_app = typer.Typer(no_args_is_help=True, help="See or empty the folder of intermediate artifacts.")
 app.add_typer(cache_app, name="cache")
@@ -93,8 +100,9 @@ def select(
     Example: sap select model.safetensors data/ -o trusted.jsonl
     """
     from sapcli import commands
+    from sapcli.inputs import Inputs
 
-    commands.select(commands.Inputs(checkpoint, data, model, images, run), selection, output)
+    commands.select(Inputs(checkpoint, data, model, images, run), selection, output)
 
 
 @app.command()
@@ -116,14 +124,15 @@ def activations(
     Example: sap activations model.safetensors data/ --trusted trusted.jsonl -o bases.safetensors
     """
     from sapcli import commands
+    from sapcli.inputs import Inputs
 
-    commands.activations(commands.Inputs(checkpoint, data, model, images, run), selection, trusted, output)
+    commands.activations(Inputs(checkpoint, data, model, images, run), selection, trusted, output)
 
 
 @app.command()
 @grouped
 def project(
-    checkpoint: CheckpointArgument,
+    checkpoints: CheckpointArguments,
     data: DataArgument,
     model: ModelOptions,
     images: DataOptions,
@@ -131,8 +140,8 @@ def project(
     projection: ProjectionOptions,
     run: RunOptions,
     output: OutputOptions,
+    record: RecordOptions,
     trusted: Trusted = None,
-    report: Reports = None,
     require_gain: Annotated[
         float | None,
         option(
@@ -150,16 +159,15 @@ def project(
 
     Trusted samples and activations that are neither given nor cached are made first. Writes NAME.sap.safetensors beside
     the checkpoint, or what -o names, and prints its path. The unchanged model is always a candidate: what cannot be
-    improved is written as it was.
+    improved is written as it was. Several checkpoints of one training set are repaired with one trusted set.
 
     Example: sap project model.safetensors data/
     """
-    from sapcli import commands
+    from sapcli import repairing
+    from sapcli.inputs import Inputs
 
-    inputs = commands.Inputs(checkpoint, data, model, images, run)
-    commands.project(
-        inputs, selection, trusted, projection, require_gain, output, dry_run=dry_run, reports=report or ()
-    )
+    request = repairing.Request(selection, trusted, projection, output, record, require_gain, dry_run)
+    repairing.project(checkpoints, Inputs(checkpoints[0], data, model, images, run), request)
 
 
 @app.command()
@@ -202,15 +210,17 @@ def evaluate(
     format: Annotated[  # noqa: A002
         OutputFormat | None, option("--format", panel=RUN, help="A table on a terminal and JSON otherwise by default.")
     ] = None,
+    summary: Summary = None,
 ) -> None:
     """Measure a checkpoint on DATA/test (else DATA/val, else DATA itself): accuracy, loss, calibration.
 
     Example: sap eval model.sap.safetensors data/ --baseline model.safetensors
     """
     from sapcli import commands
+    from sapcli.inputs import Inputs
 
-    inputs = commands.Inputs(checkpoint, data, model, images, run)
-    commands.evaluate(inputs, baseline, min_accuracy, format, output)
+    inputs = Inputs(checkpoint, data, model, images, run)
+    commands.evaluate(inputs, baseline, min_accuracy, format, output, summary)
 
 
 @app.command()
@@ -261,9 +271,10 @@ def suspects(
 
     Example: sap suspects model.sap.safetensors data/ --html suspects.html
     """
-    from sapcli import commands, reviewing
+    from sapcli import reviewing
+    from sapcli.inputs import Inputs
 
-    reviewing.suspects(commands.Inputs(checkpoint, data, model, images, run), options, output)
+    reviewing.suspects(Inputs(checkpoint, data, model, images, run), options, output)
 
 
 @app.command()
@@ -284,6 +295,24 @@ def report(
     from sapcli import reviewing
 
     reviewing.report(result, form, OutputOptions(output, force))
+
+
+@app.command()
+def config(
+    context: typer.Context,
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="Whose options to show.")] = "project",
+) -> None:
+    """Show the settings that a command would run with, and where each comes from: ready for sap.toml.
+
+    A flag goes before an environment variable (--batch-size: SAP_BATCH_SIZE), that before sap.toml or [tool.sap] in
+    pyproject.toml of the working folder, and that before the default.
+
+    Example: sap config project
+    """
+    from sapcli import console
+
+    settings = effective_settings(context.parent, command, find_settings(Path()))
+    console.print_result(render_settings(command, settings).rstrip())
 
 
 @app.command()
@@ -321,7 +350,9 @@ def clear(cache_dir: CacheFolder = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status; the errors are on stderr."""
     try:
-        status = app(args=arguments, prog_name="sap", standalone_mode=False)
+        program = typer.main.get_command(app)
+        defaults = _file_settings(program, arguments)
+        status = program.main(args=arguments, prog_name="sap", standalone_mode=False, default_map=defaults)
     except SapError as error:
         return _fail(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -337,6 +368,14 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         return _fail(_known(error))
     return int(status or 0)
+
+
+def _file_settings(program: object, arguments: list[str] | None) -> dict[str, object]:
+    """The defaults that the settings file of the working folder gives; help comes also when that is damaged."""
+    if {"-h", "--help", "--version"} & set(sys.argv[1:] if arguments is None else arguments):
+        return {}
+    file = find_settings(Path())
+    return {} if file is None else default_map(file, program)
 
 
 def _known(error: Exception) -> SapError:

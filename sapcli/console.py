@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sapcli.errors import SapError
+from sapcli.events import Events
 
 
 def printable(text: str) -> str:
@@ -47,10 +48,12 @@ class Terminal:
 
     Args:
         quiet: Say nothing but errors.
+        events: Programs that are told too, whether quiet or not.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, events: Events | None = None) -> None:
         self._quiet = quiet
+        self._events = events
         self._console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
         self._depth = 0
@@ -61,11 +64,14 @@ class Terminal:
         started = time.perf_counter()
         done = 0
         task = self._open_bar(name, total, unit)
+        self._send("stage", name=name, total=total, unit=unit, depth=self._depth)
         self._depth += 1
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
+            if self._events is not None:
+                self._events.progress(name, done)
             if self._bars is not None and task is not None:
                 elapsed = time.perf_counter() - started
                 rate = f"{done / elapsed:,.0f} {unit}/s" if elapsed > 0 else ""
@@ -78,25 +84,37 @@ class Terminal:
         finally:
             self._depth -= 1
             self._close_bar(task)
+            if finished:
+                self._send("done", name=name, done=done, seconds=round(time.perf_counter() - started, 3))
             if finished and self._depth == 0:
                 count = f"{done:,} {unit}, " if done else ""
                 self._say(f"{name}: {count}{time.perf_counter() - started:.1f} s")
 
     def note(self, text: str) -> None:
         """Say a fact about the run."""
+        self._send("note", text=text)
         self._say(text)
 
     def warn(self, text: str) -> None:
         """Say something that the user ought to know."""
-        self._say(f"warning: {text}", style="yellow")
+        self._send("warning", text=text)
+        if in_github_actions():
+            self._say(annotation("warning", text))
+        else:
+            self._say(f"warning: {text}", style="yellow")
 
-    def rows(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    def rows(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """A small table of facts."""
+        self._send("summary", title=title, rows=dict(rows))
         if not self._quiet:
             self._console.print(Text(title, style="bold"))
             width = max((len(name) for name, _ in rows), default=0)
             for name, text in rows:
                 self._console.print(Text(f"  {name:<{width}}  {printable(text)}"))
+
+    def _send(self, event: str, **fields: object) -> None:
+        if self._events is not None:
+            self._events.send(event, **fields)
 
     def _say(self, text: str, style: str = "") -> None:
         if not self._quiet:
@@ -107,7 +125,8 @@ class Terminal:
             return None
         if self._bars is None:
             self._bars = Bars(
-                TextColumn("{task.description}"),
+                # A long name is cut off, so that a bar is one line on any terminal.
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
@@ -130,8 +149,21 @@ class Terminal:
 def print_error(error: SapError) -> None:
     """The two lines of an error on stderr: what is wrong, and what to do."""
     console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), _sentence(error.message)))
+    if in_github_actions():
+        console.print(Text(annotation("error", _sentence(error.message))))
+    else:
+        console.print(Text.assemble(("error: ", "bold red"), _sentence(error.message)))
     console.print(Text.assemble(("hint:  ", "bold"), _sentence(error.hint)))
+
+
+def in_github_actions() -> bool:
+    """Whether this runs in a GitHub Actions job, which shows annotations beside the code."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def annotation(kind: str, text: str) -> str:
+    """A workflow command of GitHub Actions; what would end it is written as it asks."""
+    return f"::{kind} title=sap::" + printable(text).replace("%", "%25")
 
 
 def _sentence(text: str) -> str:

@@ -39,12 +39,20 @@ GATES = "Gates for CI"
 
 
 def option(*names: str, panel: str, help: str, **more: Any) -> Any:  # noqa: A002
-    """A Typer option under a panel of the help."""
+    """A Typer option under a panel of the help, which `SAP_` and its long name in capitals sets in the environment."""
+    (long,) = (name for name in names if name.startswith("--"))
+    more.setdefault("envvar", "SAP_" + long.removeprefix("--").replace("-", "_").upper())
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, a folder that holds one, or - for stdin.")
+]
+CheckpointArguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CHECKPOINT", help="A .safetensors file, a folder that holds one, or - for stdin; or several."
+    ),
 ]
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="A folder of class folders, or of train/, val/ and test/ with them.")
@@ -265,16 +273,27 @@ class SuspectsOptions:
     ] = None
 
 
-Reports = Annotated[
-    list[Path] | None,
-    option(
-        "--report",
-        panel=RUN,
-        metavar="FILE",
-        help="Also write a report, as the ending says: .html, .md or .json; may be repeated. Scores the training images"
-        " once more, and both models on DATA/test where there is one.",
-    ),
+Summary = Annotated[
+    Path | None,
+    option("--summary", panel=GATES, metavar="FILE", help="Append the result as Markdown, as to $GITHUB_STEP_SUMMARY."),
 ]
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What is written about a repair, beside the checkpoint."""
+
+    report: Annotated[
+        list[Path] | None,
+        option(
+            "--report",
+            panel=RUN,
+            metavar="FILE",
+            help="Also write a report, as the ending says: .html, .md or .json; repeatable. Scores the training images"
+            " once more, and both models on DATA/test where there is one.",
+        ),
+    ] = None
+    summary: Summary = None
 
 
 @dataclass(frozen=True)
@@ -301,9 +320,13 @@ class RunOptions:
         Path | None,
         option("--cache-dir", panel=RUN, metavar="DIR", envvar="SAP_CACHE", help="Where artifacts are kept."),
     ] = None
-    quiet: Annotated[bool, option("--quiet", "-q", panel=RUN, help="Say nothing but errors.")] = False
+    quiet: Annotated[bool, option("-q", "--quiet", panel=RUN, help="Say nothing but errors.")] = False
+    progress_json: Annotated[
+        int | None,
+        option("--progress-json", panel=RUN, min=1, metavar="FD", help="Tell progress as NDJSON on a file descriptor."),
+    ] = None
     verbose: Annotated[
-        bool, option("--verbose", "-v", panel=RUN, help="Also name every weight that is left as it is, and why.")
+        bool, option("-v", "--verbose", panel=RUN, help="Also name every weight that is left as it is, and why.")
     ] = False
 
     def to_settings(self, strict_images: bool) -> RunSettings:

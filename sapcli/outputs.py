@@ -35,11 +35,19 @@ def destination_file(output: OutputOptions, default: Path | None) -> Path | None
     return path
 
 
-def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions) -> Path | None:
-    """Where the corrected checkpoint goes, `None` for stdout; made sure of before the work begins."""
+def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions, *, in_folder: bool = False) -> Path | None:
+    """Where the corrected checkpoint goes, `None` for stdout; made sure of before the work begins.
+
+    Args:
+        checkpoint: The input.
+        output: What the user says.
+        in_folder: Whether that names a folder, for several checkpoints.
+    """
     if output.output == STDIO:
         return None
-    path = saving.default_output(checkpoint) if output.output is None else Path(output.output)
+    path = saving.default_output(checkpoint) if output.output is None or in_folder else Path(output.output)
+    if in_folder and output.output is not None:
+        path = Path(output.output) / path.name
     for file in saving.output_files(checkpoint, path):
         if checkpoint.path is not None and file.exists() and file.samefile(checkpoint.path):
             raise CheckpointError(
@@ -57,6 +65,12 @@ def check_writable(path: Path, force: bool) -> None:
         raise CheckpointError(f"{path} exists already", "name another file with -o, or overwrite it with --force")
     if not path.parent.is_dir():
         raise CheckpointError(f"the folder {path.parent} does not exist", "make it first, or name another with -o")
+
+
+def check_appendable(file: Path | None) -> None:
+    """Raise what would keep text from being appended to `file` in the end."""
+    if file is not None and not file.exists():
+        check_writable(file, force=True)
 
 
 def report_forms(files: Sequence[Path], force: bool) -> dict[Path, ReportForm]:

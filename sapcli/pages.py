@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from sapcli.console import printable
+from sapcli.markdown import cell
 from sapcli.repair_report import ClassChange, Picture, RepairReport, to_json
 from sapcli.settings import ReportForm
 from sapcli.suspects import Suspect
@@ -94,7 +94,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"points": _points, "sparkline": _sparkline, "cell": _cell, "image_address": _image_address}
+    environment.filters |= {"points": _points, "sparkline": _sparkline, "cell": cell, "image_address": _image_address}
     return environment
 
 
@@ -106,11 +106,6 @@ def _sparkline(shares: Sequence[float]) -> str:
     """The points of a line over a box of 100 by 28, its vertical axis from 0 to 1."""
     step = 100 / max(len(shares) - 1, 1)
     return " ".join(f"{position * step:.1f},{27 - 26 * share:.1f}" for position, share in enumerate(shares))
-
-
-def _cell(text: object) -> str:
-    """Text for a cell of a Markdown table: in one line, its markup shown and not obeyed."""
-    return re.sub(r"([\\`*_{}\[\]<>|#&~$])", r"\\\1", printable(str(text)))
 
 
 def _image_address(address: str | None) -> str | None:

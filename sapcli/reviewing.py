@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapcli import console
-from sapcli.commands import Inputs, introduce, name_unreadable
 from sapcli.dataset import Dataset
 from sapcli.files import atomic_write
+from sapcli.inputs import Inputs, introduce, name_unreadable
 from sapcli.options import OutputOptions, SuspectsOptions
 from sapcli.outputs import check_writable, destination_file, open_output, report_forms
 from sapcli.settings import LabelForm, ReportForm
@@ -31,7 +30,7 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     if options.html is not None:
         check_writable(options.html, output.force)
     correction = None if options.apply is None else _CorrectedLabels.of(options, output.force)
-    terminal = console.Terminal(inputs.run.quiet)
+    terminal = inputs.terminal()
     session = inputs.session(terminal)
     dataset = session.training
     truth = None if options.truth is None else read_truth(options.truth, dataset)

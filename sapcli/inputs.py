@@ -1,0 +1,119 @@
+"""What commands on a checkpoint and a data folder start from: the session, the samples and bases that are given."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapcli import console
+from sapcli.bases import Bases, read_bases
+from sapcli.cache import Cache
+from sapcli.checkpoint import open_checkpoint
+from sapcli.errors import DatasetError, UsageError
+from sapcli.events import Events
+from sapcli.files import temporary_copy
+from sapcli.images import Images
+from sapcli.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
+from sapcli.outputs import STDIO
+from sapcli.pipeline import Samples, Session
+from sapcli.selection import TrustedSet, parse_trusted
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments and options that every command on a checkpoint and a data folder has."""
+
+    checkpoint: str
+    data: Path
+    model: ModelOptions
+    images: DataOptions
+    run: RunOptions
+
+    def terminal(self) -> console.Terminal:
+        """Where the run tells what it does: people on stderr, and programs on the descriptor that they asked for."""
+        descriptor = self.run.progress_json
+        return console.Terminal(self.run.quiet, None if descriptor is None else Events(descriptor))
+
+    def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
+        """The session that the inputs ask for; opens the checkpoint."""
+        settings = self.run.to_settings(self.images.strict_images)
+        return Session(
+            open_checkpoint(self.checkpoint),
+            self.images.to_source(self.data, validation),
+            settings,
+            terminal,
+            Cache(self.run.cache_dir, terminal),
+            self.model.to_source(),
+        )
+
+
+def introduce(session: Session) -> None:
+    """Say what the checkpoint is and how it runs.
+
+    Called once all has been checked that can be before an image is read, so that an error about it stands alone.
+    """
+    architecture = session.architecture
+    note = session.progress.note
+    note(f"model: {architecture.name} ({architecture.source}), {architecture.num_classes} classes")
+    note(f"preprocessing: {architecture.preprocessing} ({architecture.preprocessing.source})")
+    note(f"device: {session.settings.device}")
+
+
+class Trust:
+    """The trusted samples: given as a folder, as a list, or selected; chosen once, for every checkpoint that asks.
+
+    Args:
+        selection: How they are selected where they are not given.
+        source: A file, a folder, `-` for stdin, or `None`.
+    """
+
+    def __init__(self, selection: SelectionOptions, source: str | None) -> None:
+        self._selection = selection
+        self._source = source
+        self._chosen: TrustedSet | None = None
+        self._chosen_from = ""
+
+    def samples(self, session: Session) -> Samples:
+        """The trusted samples, for the network of `session`.
+
+        Raises:
+            UsageError: They were chosen among other images, or under other classes.
+        """
+        if self._source is not None and self._source != STDIO and Path(self._source).is_dir():
+            return session.folder_samples(Path(self._source))
+        if self._chosen is None:
+            select = session.select
+            given = self._source
+            self._chosen = select(self._selection.to_settings()) if given is None else self.given(session, given)
+            self._chosen_from = session.training.fingerprint
+        elif self._chosen_from != session.training.fingerprint:
+            raise UsageError(
+                f"{session.checkpoint.source} has other classes than the checkpoint before it", "repair them one by one"
+            )
+        return session.trusted_samples(self._chosen)
+
+    @staticmethod
+    def given(session: Session, source: str) -> TrustedSet:
+        """The list of samples in a file or on stdin."""
+        name = "stdin" if source == STDIO else source
+        try:
+            content = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
+        except OSError as error:
+            raise DatasetError(f"{source} cannot be read: {error.strerror}", "name a list that exists") from error
+        # Paths are bytes that need not be UTF-8; they are looked up as the file system gives them.
+        return parse_trusted(content.decode("utf-8", "surrogateescape").split("\n"), name, session.training)
+
+
+def given_bases(source: str) -> Bases:
+    """The bases in a file or on stdin."""
+    if source != STDIO:
+        return read_bases(Path(source))
+    with temporary_copy(source) as handle:
+        return read_bases(Path(handle.name), "stdin")
+
+
+def name_unreadable(terminal: console.Terminal, images: Images) -> None:
+    """Name the images that were left out."""
+    for index, reason in sorted(images.unreadable.items()):
+        terminal.warn(f"{images.dataset.paths[index]} is left out: {reason}")

@@ -1,0 +1,220 @@
+"""`sap project`: the whole run, from whichever artifacts are given, for one checkpoint or several."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sapcli import console, saving
+from sapcli.bases import Bases
+from sapcli.commands import print_inspection
+from sapcli.correction import Correction
+from sapcli.errors import GateError, UsageError
+from sapcli.files import atomic_write
+from sapcli.inputs import Inputs, Trust, given_bases, introduce, name_unreadable
+from sapcli.inspection import inspect_classifier
+from sapcli.options import OutputOptions, ProjectionOptions, RecordOptions, SelectionOptions
+from sapcli.outputs import STDIO, check_appendable, destination_checkpoint, one_stdin, report_forms
+from sapcli.pipeline import Repair, Samples, Session
+from sapcli.search import KNEE, Evidence
+from sapcli.settings import ProjectionSettings, ReportForm
+from sapcli.summaries import append_summary, repair_summary
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `sap project` is asked for.
+
+    Attributes:
+        selection: How trusted samples are chosen.
+        trusted: Those that are given.
+        projection: How the weights are changed.
+        output: Where the corrected checkpoint goes.
+        record: What is written about the run.
+        require_gain: The gain below which nothing is written, in points.
+        dry_run: Whether to tell what would be done, and do nothing.
+    """
+
+    selection: SelectionOptions
+    trusted: str | None
+    projection: ProjectionOptions
+    output: OutputOptions
+    record: RecordOptions
+    require_gain: float | None = None
+    dry_run: bool = False
+
+
+def project(checkpoints: Sequence[str], inputs: Inputs, request: Request) -> None:
+    """`sap project`; several checkpoints share one trusted set."""
+    for checkpoint in checkpoints:
+        one_stdin(
+            CHECKPOINT=checkpoint,
+            trusted=request.trusted,
+            bases=request.projection.bases,
+            forget=request.projection.forget,
+        )
+    if len(checkpoints) > 1:
+        _check_several(checkpoints, request)
+    trust = Trust(request.selection, request.trusted)
+    terminal = inputs.terminal()
+    for checkpoint in checkpoints:
+        _project(replace(inputs, checkpoint=checkpoint), request, trust, terminal, several=len(checkpoints) > 1)
+
+
+def _check_several(checkpoints: Sequence[str], request: Request) -> None:
+    """Make sure that every one of several checkpoints has its own output."""
+    for name, given in (
+        ("--bases", request.projection.bases is not None),
+        ("--report", bool(request.record.report)),
+        ("- as CHECKPOINT", STDIO in checkpoints),
+        ("-o -", request.output.output == STDIO),
+    ):
+        if given:
+            raise UsageError(f"{name} serves one checkpoint only, not {len(checkpoints)}", "repair them one by one")
+    folder = request.output.output
+    if folder is not None and not Path(folder).is_dir():
+        raise UsageError(f"-o {folder} is no folder for {len(checkpoints)} checkpoints", "make the folder first")
+    names = {Path(checkpoint).name for checkpoint in checkpoints}
+    if folder is not None and len(names) < len(checkpoints):
+        raise UsageError("two of the checkpoints have the same file name", "repair them one by one, or leave out -o")
+
+
+def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.Terminal, *, several: bool) -> None:
+    """Repair one checkpoint, or one of several."""
+    settings, record = request.projection.to_settings(), request.record
+    session = inputs.session(terminal, request.selection.validation)
+    checkpoint = session.checkpoint
+    destination = destination_checkpoint(checkpoint, request.output, in_folder=several)
+    report_files = report_forms(record.report or (), request.output.force)
+    check_appendable(record.summary)
+    if request.require_gain is not None and session.validation is None:
+        raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
+    session.check_data(test=bool(report_files))
+    introduce(session)
+    if checkpoint.metadata.get("sap.repaired") == "true":
+        terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
+    if request.dry_run:
+        _plan(session, request, trust)
+        return
+
+    bases, samples = _artifacts(session, request, settings, trust)
+    forget = None
+    if request.projection.forget is not None:
+        forget = session.bases(session.trusted_samples(trust.given(session, request.projection.forget)))
+    repair, correction = session.repair(settings, bases, samples, forget)
+    name_unreadable(terminal, session.training_images)
+    rows = repair_rows(repair)
+    _say_repair(terminal, repair, rows, inputs.run.verbose)
+    append_summary(record.summary, repair_summary(checkpoint.source, rows))
+    if report_files:
+        _write_report(session, repair, correction, bases, samples, settings, report_files)
+    if request.require_gain is not None and not _reaches(repair, request.require_gain):
+        found = "nothing beats the unchanged model" if repair.gain is None else f"it is {repair.gain.points:+.2f}"
+        raise GateError(
+            f"the gain on {repair.validation} validation images is below --require-gain {request.require_gain:g}:"
+            f" {found}",
+            "no checkpoint was written; look at the data, or ask for less",
+        )
+    replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
+    metadata = session.metadata(repair, correction, settings, bases, forget)
+    if destination is None:
+        saving.write_checkpoint(checkpoint, sys.stdout.buffer, replacements, metadata)
+    else:
+        saving.write_checkpoint(checkpoint, destination, replacements, metadata)
+        console.print_result(str(saving.output_files(checkpoint, destination)[-1]))
+
+
+def _artifacts(
+    session: Session, request: Request, settings: ProjectionSettings, trust: Trust
+) -> tuple[Bases, Samples | None]:
+    """The bases, given or made, and the trusted samples where they are needed."""
+    bases = samples = None
+    if request.projection.bases is not None:
+        bases = given_bases(request.projection.bases)
+        session.check_bases(bases, request.projection.bases)
+    if bases is None or request.trusted is not None or (settings.alpha is None and session.validation is None):
+        samples = trust.samples(session)
+    if bases is None:
+        assert samples is not None
+        bases = session.bases(samples)
+    return bases, samples
+
+
+def _plan(session: Session, request: Request, trust: Trust) -> None:
+    """`sap project --dry-run`: what the run would do, without running it."""
+    count = min(request.selection.count, len(session.training.paths))
+    if request.trusted is not None:
+        count = len(trust.samples(session).indices)
+    settings = request.projection.to_settings()
+    workload = session.workload(
+        settings, count, selects=request.trusted is None, captures=request.projection.bases is None
+    )
+    print_inspection(inspect_classifier(session.checkpoint, session.classifier, settings, workload), None)
+
+
+def _write_report(
+    session: Session,
+    repair: Repair,
+    correction: Correction,
+    bases: Bases,
+    samples: Samples | None,
+    settings: ProjectionSettings,
+    files: Mapping[Path, ReportForm],
+) -> None:
+    """Write the report in every form that is asked for; what only a report needs is imported and measured here."""
+    from sapcli.pages import render_report
+    from sapcli.reporting import report_repair
+
+    command = shlex.join(["sap", *sys.argv[1:]])
+    report = report_repair(session, repair, correction, bases, samples, settings, command)
+    for file, form in files.items():
+        with atomic_write(file) as handle:
+            handle.write(render_report(report, form))
+        session.progress.note(f"report: {file}")
+
+
+def repair_rows(repair: Repair) -> list[tuple[str, str]]:
+    """What a repair did, as names and words."""
+    choice, plan = repair.choice, repair.plan
+    skipped = len(plan.skipped)
+    rows = [("projected", f"{len(plan.projected)} weights" + (f", {skipped} left as they are" if skipped else ""))]
+    if repair.trusted:
+        rows.insert(0, ("trusted", f"{repair.trusted} samples"))
+    why = {
+        Evidence.FIXED: "as given",
+        Evidence.VALIDATION: f"the best of {len(choice.trials)} on {repair.validation} validation images",
+        Evidence.KNEE: f"the smallest that keeps {KNEE:.0%} of the trusted samples right",
+    }[choice.evidence]
+    if choice.alpha is None:
+        rows = [("result", "nothing beats the unchanged model: the weights are written as they were")]
+    else:
+        rows.append(("alpha", f"{choice.alpha:g}, {why}"))
+        if repair.batchnorm_images:
+            rows.append(("BatchNorm", f"re-estimated on {repair.batchnorm_images} unlabeled training images"))
+    if repair.before is not None:
+        rows.append(("before", f"{repair.before.top1:.2f}% of the validation labels"))
+    if repair.after is not None and repair.gain is not None and choice.alpha is not None:
+        gain = repair.gain
+        rows.append(
+            ("after", f"{repair.after.top1:.2f}%, {gain.points:+.2f} points [{gain.low:+.2f}, {gain.high:+.2f}]")
+        )
+    return rows
+
+
+def _say_repair(terminal: console.Terminal, repair: Repair, rows: Sequence[tuple[str, str]], verbose: bool) -> None:
+    """The closing summary, and what is weak about the repair."""
+    terminal.rows("repair", rows)
+    if repair.changed and repair.gain is not None and repair.gain.points < 0:
+        terminal.warn(f"alpha {repair.choice.alpha:g} lowers the validation accuracy; --alpha auto would not")
+    for point in repair.weak_points:
+        terminal.warn(point)
+    if verbose:
+        for name, reason in repair.plan.skipped.items():
+            terminal.note(f"  {name}: {reason}")
+
+
+def _reaches(repair: Repair, points: float) -> bool:
+    return repair.changed and repair.gain is not None and repair.gain.points >= points

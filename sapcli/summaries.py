@@ -1,0 +1,51 @@
+"""Short Markdown for the page of a CI job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sapcli.errors import SapError
+from sapcli.files import write_error
+from sapcli.markdown import cell
+from sapcli.report import EvaluationReport
+
+
+def repair_summary(checkpoint: str, rows: Sequence[tuple[str, str]]) -> str:
+    """What a repair did, as a table."""
+    lines = [f"### sap project: {cell(checkpoint)}", "", "| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {cell(name)} | {cell(text)} |" for name, text in rows)]) + "\n\n"
+
+
+def evaluation_summary(checkpoint: str, report: EvaluationReport) -> str:
+    """The metrics of a checkpoint, beside those of the baseline where there is one."""
+    metrics, baseline = report.metrics, report.baseline
+    columns = [metrics] if baseline is None else [baseline, metrics]
+    lines = [f"### sap eval: {cell(checkpoint)}", ""]
+    lines += ["| | this |", "|---|---:|"] if baseline is None else ["| | baseline | this |", "|---|---:|---:|"]
+    for name, texts in (
+        ("top-1", [f"{column.top1:.2f}%" for column in columns]),
+        ("top-5", [f"{column.top5:.2f}%" for column in columns]),
+        ("loss", [f"{column.loss:.4f}" for column in columns]),
+        ("images", [f"{column.images:,}" for column in columns]),
+    ):
+        lines.append(f"| {name} | {' | '.join(texts)} |")
+    if report.gain is not None:
+        gain = report.gain
+        lines += ["", f"**{gain.points:+.2f} points**, 95% interval {gain.low:+.2f} to {gain.high:+.2f}"]
+    return "\n".join(lines) + "\n\n"
+
+
+def append_summary(file: Path | None, text: str) -> None:
+    """Append to the file, where there is one.
+
+    Raises:
+        SapError: It cannot be written.
+    """
+    if file is None:
+        return
+    try:
+        with file.open("a", encoding="utf-8", errors="replace") as handle:
+            handle.write(text)
+    except OSError as error:
+        raise write_error(str(file), error, SapError) from error
