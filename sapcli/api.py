@@ -1,0 +1,192 @@
+"""The repair from Python.
+
+    >>> from sapcli import repair
+    >>> repaired = repair(checkpoint, data, trusted_count=60, alpha=3000)
+    >>> repaired.outcome.changed, repaired.outcome.trusted
+    (True, 60)
+    >>> path = repaired.save(folder / "repaired.safetensors")
+    >>> logits = repaired.module(torch.zeros(2, 3, 32, 32))
+    >>> logits.shape
+    torch.Size([2, 10])
+
+The same in stages, each of which can be looked at or replaced:
+
+    >>> from sapcli import open_session
+    >>> from sapcli.settings import ProjectionSettings, SelectionSettings
+    >>> session = open_session(checkpoint, data)
+    >>> trusted = session.select(SelectionSettings(count=60))
+    >>> trusted.samples[0].label
+    '0'
+    >>> bases = session.bases(session.trusted_samples(trusted))
+    >>> session.plan(bases, ProjectionSettings()).projected[0]
+    'conv1.0.weight'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sapcli import saving
+from sapcli.bases import Bases
+from sapcli.cache import Cache
+from sapcli.checkpoint import open_checkpoint
+from sapcli.correction import Correction
+from sapcli.device import resolve_device
+from sapcli.pipeline import Repair, Session
+from sapcli.progress import Progress, SilentProgress
+from sapcli.settings import (
+    BatchNorm,
+    DataSource,
+    Importance,
+    ModelSource,
+    ProjectionSettings,
+    RunSettings,
+    SelectionSettings,
+)
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A repair that was done.
+
+    Attributes:
+        outcome: What was done, and the gain on the validation images where there are any.
+        session: The stages, with the network as the repair left it.
+        bases: What the trusted samples say about every weight.
+        settings: How the weights were changed.
+        correction: The weights of every alpha.
+    """
+
+    outcome: Repair
+    session: Session
+    bases: Bases
+    settings: ProjectionSettings
+    correction: Correction
+
+    @property
+    def module(self) -> nn.Module:
+        """The repaired network, in eval mode; it takes normalised images."""
+        return self.session.classifier.module
+
+    def save(self, path: str | Path) -> Path:
+        """Write the corrected checkpoint, replacing an existing file, and return its path.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        path = Path(path)
+        alpha = self.outcome.choice.alpha
+        replacements = {} if alpha is None else self.correction.replacements(alpha)
+        metadata = self.session.metadata(self.outcome, self.correction, self.settings, self.bases, None)
+        saving.write_checkpoint(self.session.checkpoint, path, replacements, metadata)
+        return path
+
+
+def open_session(
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    arch: str | None = None,
+    validation: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 128,
+    workers: int = 0,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Session:
+    """The stages of a repair as methods, for one checkpoint and one data folder.
+
+    Args:
+        checkpoint: A safetensors file, or a folder that holds one.
+        data: A folder of class folders, or of `train/`, `val/` and `test/` with them.
+        arch: The architecture, as `--arch` takes it; found by itself where `None`.
+        validation: A folder of validation images, instead of `data/val`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        batch_size: Images at a time.
+        workers: Processes that decode images; with more than 0, call from under `if __name__ == "__main__"`.
+        seed: For all that is random.
+        cache_dir: Where artifacts are kept; the user's cache folder where `None`.
+        progress: Told how far the stages are; nobody where `None`.
+
+    Raises:
+        SapError: The checkpoint cannot be opened, or the device is missing.
+    """
+    listener = progress or SilentProgress()
+    return Session(
+        open_checkpoint(checkpoint),
+        DataSource(Path(data), validation=None if validation is None else Path(validation)),
+        RunSettings(resolve_device(device), batch_size, workers, seed),
+        listener,
+        Cache(None if cache_dir is None else Path(cache_dir), listener),
+        ModelSource(arch),
+    )
+
+
+def repair(
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    alpha: float | None = None,
+    importance: Importance = Importance.SAP,
+    layers: Sequence[str] = (),
+    skip_layers: Sequence[str] = (),
+    batchnorm: BatchNorm = BatchNorm.REESTIMATE,
+    trusted_count: int = 1000,
+    arch: str | None = None,
+    validation: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 128,
+    workers: int = 0,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Repaired:
+    """Repair a classifier that was trained on mislabeled data; nothing is written before `Repaired.save`.
+
+    Args:
+        checkpoint: See `open_session`, as for all that is not listed here.
+        data: The noisy training data.
+        alpha: How much is kept; searched where `None`.
+        importance: How a direction's strength becomes its importance.
+        layers: Patterns of the weights to project; all where empty.
+        skip_layers: Patterns of weights to leave.
+        batchnorm: What becomes of BatchNorm statistics.
+        trusted_count: How many samples to trust, in all.
+        arch: See `open_session`.
+        validation: See `open_session`.
+        device: See `open_session`.
+        batch_size: See `open_session`.
+        workers: See `open_session`.
+        seed: See `open_session`.
+        cache_dir: See `open_session`.
+        progress: See `open_session`.
+
+    Raises:
+        SapError: The input cannot be used; `message` says why and `hint` what to do.
+    """
+    session = open_session(
+        checkpoint,
+        data,
+        arch=arch,
+        validation=validation,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    settings = ProjectionSettings(
+        alpha, importance, layers=tuple(layers), skip_layers=tuple(skip_layers), batchnorm=batchnorm
+    )
+    with torch.no_grad():
+        samples = session.trusted_samples(session.select(SelectionSettings(trusted_count)))
+        bases = session.bases(samples)
+        outcome, correction = session.repair(settings, bases, samples)
+    return Repaired(outcome, session, bases, settings, correction)

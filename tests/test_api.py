@@ -1,0 +1,42 @@
+"""The Python interface: what its documentation shows, as it shows it."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from digits import Trained
+from safetensors.torch import load_file
+
+from sapcli import api, repair
+
+
+def test_the_examples_of_the_documentation_run(noisy: Trained, tmp_path: Path) -> None:
+    names = {"checkpoint": noisy.checkpoint, "data": noisy.data, "folder": tmp_path, "torch": torch}
+    results = doctest.testmod(api, extraglobs=names)
+    assert results.attempted > 8
+    assert results.failed == 0
+
+
+def test_what_is_saved_is_the_network_that_was_measured(noisy: Trained, tmp_path: Path) -> None:
+    repaired = repair(noisy.checkpoint, noisy.data, trusted_count=60, alpha=3000)
+    saved = load_file(repaired.save(tmp_path / "repaired.safetensors"))
+    state = repaired.module.state_dict()
+    assert saved.keys() == load_file(noisy.checkpoint).keys()
+    assert all(torch.equal(saved[name], state[name]) for name in saved)
+
+
+def test_the_package_imports_without_torch() -> None:
+    program = "import sys, sapcli; print('torch' in sys.modules, 'repair' in dir(sapcli))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).split() == ["False", "True"]
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    import sapcli
+
+    with pytest.raises(AttributeError, match="'rapair'"):
+        _ = sapcli.rapair  # type: ignore[attr-defined]
