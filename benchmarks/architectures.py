@@ -53,7 +53,7 @@ TABLE = ROOT / "docs" / "architectures.md"
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448)
 IMAGES = 4
 CLASSES = 10
-SECONDS_A_NETWORK = 180
+SECONDS_A_NETWORK = 300
 # Of the outputs' largest value; float32 has seven digits, and a deep network loses some of them.
 TOLERANCE = 1e-3
 REQUIRED_SHARE = 0.99
@@ -178,7 +178,8 @@ def randomise(network: nn.Module) -> None:
         if not tensor.is_floating_point():
             continue
         if tensor.dim() >= 2:
-            tensor.normal_(0.0, (2 * tensor.shape[0] / tensor.numel()) ** 0.5, generator=generator)
+            bound = (6 * tensor.shape[0] / tensor.numel()) ** 0.5
+            tensor.uniform_(-bound, bound, generator=generator)
         elif name.endswith(("weight", "running_var")) or tensor.any():
             # Scales: some begin as nearly nothing, and would hide what comes before them.
             tensor.normal_(1.0, 0.1, generator=generator).abs_()

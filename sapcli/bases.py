@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,6 +67,7 @@ class Bases:
         checkpoint: The digest of the weights that the activations were made with.
         samples: The digest of the samples that were run.
         facts: What else is known of the samples.
+        gains: Per parameter that gives a weight its size (weight normalisation), that weight.
     """
 
     pieces: Mapping[str, tuple[Piece, ...]]
@@ -74,6 +75,7 @@ class Bases:
     checkpoint: str
     samples: str
     facts: SampleFacts = SampleFacts()
+    gains: Mapping[str, str] = field(default_factory=dict)
 
     def fit(self, name: str, elements: int) -> bool:
         """Whether the windows of a weight, if there are any, lie within one of so many elements."""
@@ -101,9 +103,11 @@ class SecondMoments:
 
     def __init__(self, module: nn.Module) -> None:
         self._moments: dict[str, dict[WeightView, SecondMoment]] = {}
+        self._gains: dict[str, set[str | None]] = {}
         self.capture = Capture(module, self._add)
 
     def _add(self, use: Use) -> None:
+        self._gains.setdefault(use.weight, set()).add(use.gain)
         of_weight = self._moments.setdefault(use.weight, {})
         if use.view not in of_weight:
             of_weight[use.view] = SecondMoment(use.weight, use.view.groups, use.view.row_length)
@@ -121,12 +125,18 @@ class SecondMoments:
 
     def skipped(self) -> dict[str, str]:
         """Why each remaining weight of two or more dimensions is not projected."""
-        projectable = self._segments()
+        projectable, gains = self._segments(), self.gains()
         return {
-            name: reason(sighting, overlapping=sighting.is_projectable and name in self._moments)
+            name: f"the size of {gains[name]}, which it follows"
+            if name in gains
+            else reason(sighting, overlapping=sighting.is_projectable and name in self._moments)
             for name, sighting in self.capture.sightings.items()
             if name not in projectable
         }
+
+    def gains(self) -> dict[str, str]:
+        """Per parameter that gives a projectable weight its size, that weight."""
+        return {gain: name for name in self._segments() for gain in self._gains[name] if gain is not None}
 
     def pieces(self, progress: Progress) -> dict[str, tuple[Piece, ...]]:
         """The bases, decomposed one after the other; each second moment is let go of as soon as it is."""
@@ -145,7 +155,7 @@ class SecondMoments:
         divided = {
             name: disjoint_segments(views)
             for name, views in self._moments.items()
-            if self.capture.sightings[name].is_projectable
+            if self.capture.sightings[name].is_projectable and len(self._gains[name]) == 1
         }
         return {name: segments for name, segments in divided.items() if segments}
 
@@ -208,8 +218,8 @@ def collect_bases(
         raise DatasetError(
             f"none of the {len(indices)} trusted images of {images.dataset.root} can be read", "choose others"
         )
-    skipped = moments.skipped()
-    return Bases(moments.pieces(progress), skipped, checkpoint, samples, facts)
+    skipped, gains = moments.skipped(), moments.gains()
+    return Bases(moments.pieces(progress), skipped, checkpoint, samples, facts, gains)
 
 
 def _captured(
@@ -280,6 +290,7 @@ def write_bases(bases: Bases, destination: Path | BinaryIO) -> None:
         "sap.weights": json.dumps(geometry),
         "sap.skipped": json.dumps(dict(bases.skipped)),
         "sap.facts": json.dumps(asdict(bases.facts)),
+        "sap.gains": json.dumps(dict(bases.gains)),
     }
     write_safetensors(destination, tensors, metadata)
 
@@ -308,8 +319,12 @@ def read_bases(path: Path, source: str | None = None) -> Bases:
                 )
                 for name, entries in geometry.items()
             }
-            skipped = {str(name): str(text) for name, text in json.loads(metadata["sap.skipped"]).items()}
-            return Bases(pieces, skipped, metadata["sap.checkpoint"], metadata["sap.samples"], _read_facts(metadata))
+            skipped, gains = (
+                {str(name): str(text) for name, text in json.loads(metadata[key]).items()}
+                for key in ("sap.skipped", "sap.gains")
+            )
+            facts = _read_facts(metadata)
+            return Bases(pieces, skipped, metadata["sap.checkpoint"], metadata["sap.samples"], facts, gains)
     except (OSError, SafetensorError, LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{source} cannot be read as bases: {error}", again) from error
 

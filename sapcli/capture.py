@@ -71,11 +71,13 @@ class _Copied:
         name: The parameter.
         index: The position inside the contiguous parameter of every element of the copy's storage.
         factors: What each of these elements was multiplied by; None for a plain copy.
+        gain: The parameter that gave the copy its size, instead of the weight's own (weight normalisation).
     """
 
     name: str
     index: Tensor
     factors: Tensor | None
+    gain: str | None
 
 
 @dataclass
@@ -239,7 +241,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         copied = self._constants[_storage(tensor)][1].copied if _storage(tensor) in self._constants else None
         if copied is None:
             return None
-        return Operand(copied.name, size, stride, offset, copied.index, copied.factors)
+        return Operand(copied.name, size, stride, offset, copied.index, copied.factors, copied.gain)
 
     def _parameter_at(self, tensor: Tensor) -> _Parameter | None:
         """The parameter in whose memory `tensor` begins."""
@@ -303,36 +305,55 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.sightings[name].consumers.add(operator or str(func.overloadpacket))
 
     def _copied(self, operator: Any, args: tuple[Any, ...], copy: Tensor) -> _Copied | None:
-        """What `copy`, the result of `operator`, is a copy of."""
-        if operator in _COPIES:
-            source, factor = args[0], None
-        elif operator in _SCALINGS and len(args) == 2:
-            source, factor = args
-            if operator is aten.mul and (not isinstance(source, Tensor) or self._find(source) is None):
-                source, factor = factor, source
-        else:
-            return None
-        operand = self._find(source) if isinstance(source, Tensor) else None
-        if operand is None or operand.size != tuple(copy.shape):
+        """What `copy`, the result of `operator`, is a plain or scaled copy of."""
+        found = self._factored(operator, args)
+        operand = None if found is None else self._find(found[0])
+        if found is None or operand is None or operand.size != tuple(copy.shape):
             return None
         if copy.numel() * copy.element_size() != copy.untyped_storage().nbytes():
             return None
-        if isinstance(factor, Tensor):
-            origin = self._origin(factor)
-            # A factor that changes with the weight is no mere factor: normalisations divide by the weight's own size.
-            if origin is None or operand.name in origin.ingredients:
-                return None
 
         def laid_out(values: Tensor) -> Tensor:
             storage = torch.empty(copy.numel(), dtype=values.dtype)
             storage.as_strided(copy.shape, copy.stride()).copy_(values)
             return storage
 
+        _, factor, gain = found
         factors = operand.scale()
         if factor is not None:
-            factors = torch.ones(operand.size) if factors is None else factors
-            factors = operator(factors, factor.detach().cpu() if isinstance(factor, Tensor) else factor)
-        return _Copied(operand.name, laid_out(operand.positions()), None if factors is None else laid_out(factors))
+            factors = factor.cpu().expand(operand.size) * (1 if factors is None else factors)
+        return _Copied(
+            operand.name,
+            laid_out(operand.positions()),
+            None if factors is None else laid_out(factors),
+            gain or operand.gain,
+        )
+
+    def _factored(self, operator: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, str | None] | None:
+        """The weight that `operator` copies, what it multiplies it by, and the parameter that gives it its size."""
+        if operator in _COPIES:
+            return args[0], None, None
+        if operator is aten._weight_norm_interface:
+            weight, gain, *dimension = args
+            parameter = self._parameter_at(gain)
+            if parameter is None or parameter.shape != tuple(gain.shape):
+                return None
+            return weight, gain / torch.norm_except_dim(weight, 2, *dimension), parameter.name
+        if operator not in _SCALINGS or len(args) != 2:
+            return None
+        weight, factor = (arg if isinstance(arg, Tensor) else torch.tensor(arg) for arg in args)
+        if operator is aten.mul and self._find(weight) is None:
+            weight, factor = factor, weight
+        operand = self._find(weight)
+        # A factor that changes with the weight is no mere factor: normalisations divide by the weight's own size.
+        if operand is None or operand.name in self._ingredients(factor):
+            return None
+        return weight, (factor if operator is aten.mul else 1 / factor), None
+
+    def _ingredients(self, constant: Tensor) -> frozenset[str]:
+        """The parameters that the numbers of a tensor depend on, which does not depend on the images."""
+        origin = self._origin(constant)
+        return frozenset() if origin is None else origin.ingredients
 
 
 @dataclass(frozen=True)

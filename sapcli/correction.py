@@ -141,6 +141,7 @@ class Correction:
         self._checkpoint = checkpoint
         self._bases = bases
         self._plan = plan
+        self._gains = {gain: name for gain, name in bases.gains.items() if name in plan.projected}
         self._kind = kind
         self._forget = forget
         self._forget_mode = forget_mode
@@ -155,7 +156,7 @@ class Correction:
 
     def apply(self, alpha: float) -> None:
         """Put the weights repaired with `alpha` into the network, and its BatchNorm statistics."""
-        for name in self._plan.projected:
+        for name in (*self._plan.projected, *self._gains):
             self._parameters[name].data.copy_(self._projected(name, alpha))
         if self._calibrate is None:
             return
@@ -170,7 +171,7 @@ class Correction:
 
     def restore(self) -> None:
         """Put the checkpoint's own weights and statistics back."""
-        for name in (*self._plan.projected, *self._buffers):
+        for name in (*self._plan.projected, *self._gains, *self._buffers):
             target = self._parameters[name].data if name in self._parameters else self._buffers[name]
             target.copy_(self._original(name))
 
@@ -192,8 +193,11 @@ class Correction:
         return self._calibrated[alpha][name] if name in self._buffers else self._projected(name, alpha).cpu()
 
     def _projected(self, name: str, alpha: float) -> Tensor:
-        """The projected weight in its entry's dtype, on the network's device."""
+        """The projected weight, or its new size, in the entry's dtype, on the network's device."""
         original = self._original(name).to(self._classifier.device)
+        if name in self._gains:
+            weight = self._gains[name]
+            return rescaled_gain(original, self._original(weight).to(original.device), self._projected(weight, alpha))
         return projected_weight(name, original, self._bases, self._kind, alpha, self._forget, self._forget_mode)
 
     def _original(self, name: str) -> Tensor:
@@ -205,7 +209,7 @@ class Correction:
 
     def changed_entries(self) -> dict[str, str]:
         """The name of each entry that changes, to that of the tensor behind it: tied entries all get the same."""
-        changed = {_place(self._parameters[name]): name for name in self._plan.projected}
+        changed = {_place(self._parameters[name]): name for name in (*self._plan.projected, *self._gains)}
         changed |= {_place(buffer): name for name, buffer in self._buffers.items()}
         return {
             self._classifier.loaded.entry_names[name]: changed[_place(tensor)]
@@ -257,6 +261,21 @@ def projected_weight(
             "leave the layer out with --skip-layers, or choose another --alpha",
         )
     return projected.to(original.dtype)
+
+
+def rescaled_gain(gain: Tensor, weight: Tensor, projected: Tensor) -> Tensor:
+    """The gain `g` that a projected weight needs where `g V / ||V||` is what multiplies the rows.
+
+    `g ||V M|| / ||V||` gives `g V M / ||V||`, which is the projection of what was used.
+
+    Args:
+        gain: `g`, with the dimensions of the weight, 1 where the norm is taken.
+        weight: `V`.
+        projected: `V M`.
+    """
+    axes = [axis for axis, size in enumerate(gain.shape) if size == 1]
+    before, after = (torch.linalg.vector_norm(each.float(), dim=axes, keepdim=True) for each in (weight, projected))
+    return torch.where(before > 0, gain * (after / before), gain).to(gain.dtype)
 
 
 def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:

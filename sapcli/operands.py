@@ -18,6 +18,8 @@ class Use:
     view: WeightView
     rows: Tensor | Patches
     """The rows, `[groups, n, d]`; of a weight that all groups share, the rows of each group."""
+    gain: str | None = None
+    """The parameter that gives the weight's matrices their size, where they are used without their own."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Operand:
         offset: Where it begins in the weight, or in the copy's storage.
         index: For a copy, the position inside the contiguous weight of every element of its storage.
         factors: For a scaled copy, what each of these elements was multiplied by.
+        gain: The parameter that gave a normalised copy its size.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Operand:
     offset: int
     index: Tensor | None = None
     factors: Tensor | None = None
+    gain: str | None = None
 
     def positions(self) -> Tensor:
         """The position inside the contiguous weight of every element, int64 of shape `size`."""
@@ -95,7 +99,7 @@ def product_use(operand: Operand, rows: Tensor) -> Use | None:
     if view is None and matrices.index is not None and matrices.factors is None:
         matrices, rows = _untangled(matrices, rows)
         view = matrices.view()
-    return None if view is None else Use(operand.name, view, rows)
+    return None if view is None else Use(operand.name, view, rows, operand.gain)
 
 
 def _untangled(matrices: Operand, rows: Tensor) -> tuple[Operand, Tensor]:
@@ -124,7 +128,8 @@ def convolution_use(operand: Operand, images: Tensor, geometry: Geometry, groups
     """The use of a convolution's weight, `[out, in / groups, *kernel]`: its rows are the patches under its kernel."""
     outputs, step = operand.size[0] // groups, operand.stride[0]
     view = operand.seen_as((groups, outputs, *operand.size[1:]), (outputs * step, *operand.stride)).view()
-    return None if view is None else Use(operand.name, view, Patches(images, operand.size[2:], geometry, groups))
+    patches = Patches(images, operand.size[2:], geometry, groups)
+    return None if view is None else Use(operand.name, view, patches, operand.gain)
 
 
 def transposed_convolution_use(operand: Operand, images: Tensor, groups: int) -> Use | None:
@@ -141,7 +146,8 @@ def transposed_convolution_use(operand: Operand, images: Tensor, groups: int) ->
     view = operand.seen_as((groups, outputs, inputs), (inputs * step, outputs_stride, step)).view()
     axes = images.dim() - 2
     pixels = Geometry((1,) * axes, (0,) * axes, (1,) * axes)
-    return None if view is None else Use(operand.name, view, Patches(images, (1,) * axes, pixels, groups))
+    patches = Patches(images, (1,) * axes, pixels, groups)
+    return None if view is None else Use(operand.name, view, patches, operand.gain)
 
 
 def _merged(size: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int | None]:

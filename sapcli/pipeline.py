@@ -459,7 +459,8 @@ class Session:
             if validation is not None:
                 accuracy(settings.alpha)
         elif before is not None and len(before):
-            choice = best_on_validation(accuracy, float(before.correct.double().mean()), energies)
+            unchanged = float(before.correct.double().mean())
+            choice = best_on_validation(accuracy, unchanged, energies, len(before))
             choice = replace(choice, samples=len(before))
         elif trusted is not None:
             choice = self._knee(correction, trusted, energies)
@@ -558,7 +559,7 @@ class Session:
         choice = repair.choice
         trusted_images = from_text(bases.facts.contents)
         changed = correction.changed_entries() if repair.changed else {}
-        projected = {entry: name for entry, name in changed.items() if name in repair.plan.projected}
+        projected = {entry: name for entry, name in changed.items() if name in {*repair.plan.projected, *bases.gains}}
         replacements = {} if choice.alpha is None else correction.replacements(choice.alpha)
         described = {
             "sap.version": __version__,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sapcli.bases import Bases
 from sapcli.checkpoint import Checkpoint
-from sapcli.correction import projected_weight
+from sapcli.correction import projected_weight, rescaled_gain
 from sapcli.errors import CheckpointError
 from sapcli.settings import ForgetMode, Importance
 
@@ -138,12 +138,18 @@ def _projections(
     if claim.alpha is None:
         return [*findings, _about(list(claim.projected), "nothing was projected")]
     wrong = []
+    entries = {name: entry for entry, name in claim.projected.items()}
     for entry, name in claim.projected.items():
-        if not _can_be_projected(original, entry, name, trusted, forget):
+        source = entries.get(trusted.gains.get(name, name), entry)
+        if not _can_be_projected(original, source, claim.projected[source], trusted, forget):
             wrong.append(entry)
             continue
-        weight = original.read(entry)
-        expected = projected_weight(name, weight, trusted, claim.importance, claim.alpha, forget, claim.forget_mode)
+        weight = original.read(source)
+        expected = projected_weight(
+            claim.projected[source], weight, trusted, claim.importance, claim.alpha, forget, claim.forget_mode
+        )
+        if source != entry:
+            expected = rescaled_gain(original.read(entry), weight, expected)
         if not _close(checkpoint.read(entry), expected):
             wrong.append(entry)
     findings.append(

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sapcli.capture import Capture
+from sapcli.correction import rescaled_gain
 
 
 @pytest.fixture(autouse=True)
@@ -278,11 +279,10 @@ TRANSFORMED = {
         lambda: Function(lambda m, x: F.linear(x, m.w + m.up @ m.down), w=(4, 6), up=(4, 2), down=(2, 6)),
         {"w": "add", "up": "mm", "down": "mm"},
     ),
-    "weight_norm": (
-        lambda: parametrizations.weight_norm(nn.Linear(6, 4)),
-        {"original0": NORM, "original1": NORM},
+    "weight_norm along the rows": (
+        lambda: Function(lambda m, x: F.linear(x, torch._weight_norm(m.v, m.g, 1)), v=(4, 6), g=(1, 6)),
+        {"v": NORM, "g": NORM},
     ),
-    "weight_norm, old": (lambda: nn.utils.weight_norm(nn.Linear(6, 4)), {"weight_g": NORM, "weight_v": NORM}),
     "spectral_norm": (lambda: parametrizations.spectral_norm(nn.Linear(6, 4)), {"original": "div"}),
     "spectral_norm, old": (lambda: nn.utils.spectral_norm(nn.Linear(6, 4)), {"weight_orig": "div"}),
     "parametrization": (parametrized, {"original": "triu"}),
@@ -339,6 +339,24 @@ def test_a_projection_of_what_was_scaled_is_folded_back(build):
     expected = project_rows(weight.detach()[None], images[None], ALPHA)[0]
     assert relative_difference(found.weights[name], expected, weight) < TOLERANCE
     assert relative_difference(found.weights[name], weight, weight) > TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("normalise", [parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_normalised_weight_is_projected_and_its_gain_follows(normalise):
+    module, images = normalise(nn.Conv1d(6, 4, 1)), correlated_images(9, 6)[..., None]
+    effective = module.weight.detach().clone()
+    parameters = dict(module.named_parameters())
+    found = repair(module, [images], ALPHA)
+    (name,) = found.weights
+    (gain,) = found.skipped
+    assert found.skipped == {gain: f"the size of {name}, which it follows"}
+    with torch.no_grad():
+        parameters[gain].copy_(rescaled_gain(parameters[gain], parameters[name], found.weights[name]))
+        parameters[name].copy_(found.weights[name])
+        module(images)
+    expected = project_rows(effective.flatten(1)[None], images.flatten(1)[None], ALPHA)[0]
+    assert relative_difference(module.weight.flatten(1), expected, effective) < TOLERANCE
 
 
 def test_merged_parametrizations_are_weights():

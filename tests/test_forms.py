@@ -13,6 +13,7 @@ from networks import randomise
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sapcli.checkpoint import Form, open_checkpoint
 from sapcli.cli import run
@@ -37,6 +38,27 @@ class Tied(nn.Module):
         features = self.stem(images).relu()
         features = self.second(self.first(features).relu()).relu()
         return self.head(features.mean((2, 3)))
+"""
+NORMALISED = f"""
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+
+def network(normalised, num_classes=10):
+    wrap = weight_norm if normalised else nn.Identity()
+    layers = [nn.Conv2d(3, 12, 4, stride=4), nn.Conv2d(12, 16, 3, groups=4), nn.Linear(16, num_classes)]
+    stem, middle, head = map(wrap, layers)
+    module = nn.Sequential(stem, nn.ReLU(), middle, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    module.pretrained_cfg = {SETTINGS}
+    return module
+
+
+def normalised(num_classes=10):
+    return network(True, num_classes)
+
+
+def merged(num_classes=10):
+    return network(False, num_classes)
 """
 Tensors = dict[str, Tensor]
 
@@ -209,3 +231,37 @@ def test_tied(noisy: Trained, tmp_path: Path, write: Callable[[nn.Module, Path],
         with safe_open(output, "pt") as file:
             assert file.metadata()["second.weight"] == "first.weight"
     assert run(["inspect", str(output), *arch]) == 0
+
+
+def test_weight_normalisation(noisy: Trained, tmp_path: Path) -> None:
+    """What the normalised weights become is the projection of what they were, and `sap verify` agrees."""
+    code = tmp_path / "normalised.py"
+    code.write_text(NORMALISED)
+    scope: dict[str, Callable[[], nn.Module]] = {}
+    exec(NORMALISED, scope)  # the same text as the file's
+    torch.manual_seed(0)
+    normalised, merged = scope["normalised"](), scope["merged"]()
+    separate(normalised, tmp_path / "in.safetensors")
+    for number in (0, 2, 6):
+        parametrize.remove_parametrizations(normalised[number], "weight")
+    merged.load_state_dict(normalised.state_dict())
+    separate(merged, tmp_path / "merged.safetensors")
+
+    arch = ("--arch", f"{code}:normalised")
+    output = repaired(tmp_path / "in.safetensors", tmp_path / "out.safetensors", noisy, *arch)
+    result = scope["normalised"]()
+    result.load_state_dict(load_file(output))
+    for number in (0, 2, 6):
+        parametrize.remove_parametrizations(result[number], "weight")
+    expected = repaired(
+        tmp_path / "merged.safetensors", tmp_path / "expected.safetensors", noisy, "--arch", f"{code}:merged"
+    )
+    assert largest_difference(result.state_dict(), load_file(expected)) < 1e-4
+    assert largest_difference(load_file(expected), merged.state_dict()) > 0.01
+
+    bases = tmp_path / "bases.safetensors"
+    trusted = ("--trusted", tmp_path / "trusted.txt")
+    common = [tmp_path / "in.safetensors", noisy.data, *trusted, *arch, "--workers", "0", "-q", "-o", bases]
+    assert run(["activations", *map(str, common)]) == 0
+    original = ("--input", str(tmp_path / "in.safetensors"))
+    assert run(["verify", str(output), *original, "--bases", str(bases)]) == 0
