@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from sapcli import completion
 from sapcli.errors import UsageError
 from sapcli.preprocessing import PreprocessingOverrides
 from sapcli.settings import (
@@ -46,12 +47,19 @@ def option(*names: str, panel: str, help: str, **more: Any) -> Any:  # noqa: A00
 
 
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, a folder that holds one, or - for stdin.")
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A .safetensors file, a folder that holds one, or - for stdin.",
+        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth"),
+    ),
 ]
 CheckpointArguments = Annotated[
     list[str],
     typer.Argument(
-        metavar="CHECKPOINT", help="A .safetensors file, a folder that holds one, or - for stdin; or several."
+        metavar="CHECKPOINT",
+        help="A .safetensors file, a folder that holds one, or - for stdin; or several.",
+        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth"),
     ),
 ]
 DataArgument = Annotated[
@@ -79,6 +87,7 @@ class ModelOptions:
         option(
             "--arch",
             panel=MODEL,
+            autocompletion=completion.architectures,
             help="The architecture: a timm name, torchvision:NAME, package.module:factory or path/to/file.py:factory."
             " Without it, config.json beside the checkpoint or the file's metadata tell.",
         ),
@@ -192,11 +201,22 @@ class ProjectionOptions:
     layers: Annotated[
         list[str] | None,
         option(
-            "--layers", panel=REPAIR, metavar="PATTERN", help="Project only these (layer4, *.qkv.weight); repeatable."
+            "--layers",
+            panel=REPAIR,
+            metavar="PATTERN",
+            autocompletion=completion.layers,
+            help="Project only these (layer4, *.qkv.weight); repeatable.",
         ),
     ] = None
     skip_layers: Annotated[
-        list[str] | None, option("--skip-layers", panel=REPAIR, metavar="PATTERN", help="Leave these; repeatable.")
+        list[str] | None,
+        option(
+            "--skip-layers",
+            panel=REPAIR,
+            metavar="PATTERN",
+            autocompletion=completion.layers,
+            help="Leave these; repeatable.",
+        ),
     ] = None
     keep_classifier: Annotated[
         bool, option("--keep-classifier", panel=REPAIR, help="Leave the last layer as it is.")

@@ -94,6 +94,7 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
     session.check_data(test=bool(report_files))
     introduce(session)
+    terminal.note(_announcement(session, request, settings, destination))
     if checkpoint.metadata.get("sap.repaired") == "true":
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if request.dry_run:
@@ -125,6 +126,18 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
     else:
         saving.write_checkpoint(checkpoint, destination, replacements, metadata)
         console.print_result(str(saving.output_files(checkpoint, destination)[-1]))
+
+
+def _announcement(session: Session, request: Request, settings: ProjectionSettings, destination: Path | None) -> str:
+    """What will happen, in a line."""
+    trusted = f"trust {request.selection.count:,} of {len(session.training.paths):,} training images"
+    if request.trusted is not None:
+        trusted = "trust the samples that are given"
+    elif request.projection.bases is not None:
+        trusted = "use the bases that are given"
+    chosen_on = "the trusted samples" if session.validation is None else "the validation images"
+    alpha = f"choose alpha on {chosen_on}" if settings.alpha is None else f"project with alpha {settings.alpha:g}"
+    return f"plan: {trusted}, {alpha}, write {'stdout' if destination is None else destination}"
 
 
 def _artifacts(
