@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/.installed
 TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format type bench architectures
+.PHONY: help demo test test-faults lint format type bench architectures
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: $(INSTALLED) ## Repair a small network that memorised wrong labels, from s
 
 test: $(INSTALLED) ## Run the tests
 	$(TESTS)
+
+test-faults: $(INSTALLED) ## Run the tests that kill, interrupt and starve the program, for some minutes
+	$(TESTS) tests/faults
 
 lint: $(INSTALLED) ## Check the style and the format
 	$(BIN)/ruff check .

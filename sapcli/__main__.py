@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from sapcli.errors import ExitStatus
-from sapcli.signals import Terminated, end_now, end_on_signals
+from sapcli.signals import end_now, end_on_signals, status_of_signal
 
 
 def main() -> NoReturn:
@@ -16,12 +15,13 @@ def main() -> NoReturn:
         from sapcli import cli
 
         status = cli.start()
-    except KeyboardInterrupt:
-        status = ExitStatus.INTERRUPTED
-    except Terminated:
-        status = ExitStatus.TERMINATED
-    if status in (ExitStatus.INTERRUPTED, ExitStatus.TERMINATED):
-        end_now(status)
+    except BaseException:
+        # Interrupted imports turn a signal's exception into others.
+        if status_of_signal() is None:
+            raise
+    ended_by = status_of_signal()
+    if ended_by is not None:
+        end_now(ended_by)
     sys.exit(status)
 
 

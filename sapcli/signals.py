@@ -26,8 +26,16 @@ _STATUS = {signal.SIGINT: ExitStatus.INTERRUPTED, signal.SIGTERM: ExitStatus.TER
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
+_received: list[signal.Signals] = []
+
+
 class Terminated(BaseException):
     """SIGTERM arrived."""
+
+
+def status_of_signal() -> ExitStatus | None:
+    """The status to end with after a signal, whatever became of its exception; `None` if there was none."""
+    return _STATUS[_received[0]] if _received else None
 
 
 def end_on_signals() -> None:
@@ -44,6 +52,7 @@ def end_on_signals() -> None:
 
 
 def _raise(number: int, _frame: FrameType | None) -> NoReturn:
+    _received.append(signal.Signals(number))
     for each in _STATUS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated

@@ -34,9 +34,7 @@ def or_error(read: object, *arguments: object) -> object:
     """What `read` returns, or `None` where it raises an error of ours; any other exception fails the test."""
     try:
         return read(*arguments)  # type: ignore[operator]
-    except SapError as error:
-        assert error.message
-        assert error.hint
+    except SapError:
         return None
 
 
@@ -54,7 +52,7 @@ def valid_bases(folder: Path) -> bytes:
 
 
 @given(place=st.integers(0), replaced=st.binary(max_size=6), cut=st.integers(0, 40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_damaged_bases(folder: Path, valid_bases: bytes, place: int, replaced: bytes, cut: int) -> None:
     start = place % len(valid_bases)
     path = folder / "bases.safetensors"
@@ -107,7 +105,7 @@ def test_bases_with_any_geometry(folder: Path, entry: dict[str, object]) -> None
     | JSON
     | st.binary(max_size=30)
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_config(folder: Path, content: object) -> None:
     save_file({"fc.weight": torch.ones(2, 2)}, folder / "model.safetensors")
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -121,7 +119,7 @@ def test_any_config(folder: Path, content: object) -> None:
         JSON.map(json.dumps) | st.text(st.characters(codec="utf-8"), max_size=5),
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_claim(folder: Path, metadata: dict[str, str]) -> None:
     valid = {"sap.input": "", "sap.output": "", "sap.trusted": "", "sap.projected": "{}", "sap.batchnorm": "[]"}
     path = folder / "claim.safetensors"
@@ -140,7 +138,7 @@ def test_contents_come_back(contents: set[bytes]) -> None:
 
 
 @given(place=st.integers(0), replaced=st.binary(max_size=4), cut=st.integers(0, 600))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_damaged_archive(folder: Path, place: int, replaced: bytes, cut: int) -> None:
     (folder / "image.png").write_bytes(b"no image")
     with tarfile.open(folder / "whole.tar", "w") as archive:
