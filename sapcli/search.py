@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+import numpy as np
 
 # The range of alpha in decades, and how often the step is halved around the best.
 _FIRST_DECADE, _LAST_DECADE = 2, 7
 _REFINEMENTS = 2
+# How far from the best, in decades, trials tell where the peak is.
+_NEAR_DECADES = 0.6
 # How much of the trusted samples that the model had right has to stay right.
 KNEE = 0.98
 # For `gpm`, alpha is a fraction of the energy.
@@ -51,16 +55,21 @@ class Choice:
     samples: int = 0
 
 
-def best_on_validation(accuracy: Callable[[float], float], unchanged: float, energies: bool = False) -> Choice:
+def best_on_validation(
+    accuracy: Callable[[float], float], unchanged: float, energies: bool = False, samples: int = 0
+) -> Choice:
     """The alpha with the highest accuracy on validation data.
 
     Decades first, then twice half the step around the best. Of equals the larger alpha wins, since it changes less; the
-    unchanged model wins a tie with all.
+    unchanged model wins a tie with all. The highest of several noisy measurements is not always the best alpha, so the
+    peak of the parabola through those around it is tried too, and taken where it is as good within half a standard
+    error.
 
     Args:
         accuracy: Of the model repaired with an alpha, in [0, 1].
         unchanged: Accuracy of the model as it was.
         energies: Whether alpha is a fraction of the energy, as for `gpm`.
+        samples: How many samples an accuracy is a fraction of; 0 for exact ones.
     """
     trials: dict[float, float] = {}
 
@@ -84,6 +93,11 @@ def best_on_validation(accuracy: Callable[[float], float], unchanged: float, ene
             around = [middle - step, middle + step]
             attempt([_power(exponent) for exponent in around if _FIRST_DECADE <= exponent <= _LAST_DECADE])
     winner = best()
+    peak = None if energies or not samples else _peak(trials, winner)
+    if peak is not None:
+        attempt([peak])
+        error = math.sqrt(max(trials[winner] * (1 - trials[winner]), 0.0) / samples)
+        winner = peak if trials[peak] >= trials[winner] - error / 2 and trials[peak] > unchanged else best()
     return Choice(
         winner if trials[winner] > unchanged else None,
         Evidence.VALIDATION,
@@ -134,7 +148,24 @@ def usual_trials(evidence: Evidence, energies: bool = False) -> int:
     target = _ENERGIES[len(_ENERGIES) // 2] if energies else _power((_FIRST_DECADE + _LAST_DECADE) // 2)
     if evidence is Evidence.KNEE:
         return len(knee(lambda alpha: float(alpha >= target), energies).trials)
-    return len(best_on_validation(lambda alpha: -abs(math.log(alpha / target)), -math.inf, energies).trials)
+    return len(best_on_validation(lambda alpha: -abs(math.log(alpha / target)), -math.inf, energies, 1).trials)
+
+
+def _peak(trials: Mapping[float, float], best: float) -> float | None:
+    """Where the parabola over log alpha through the trials near the best, by least squares, is highest.
+
+    `None` where there are fewer than four of them, or it has no peak among them.
+    """
+    middle = math.log10(best)
+    near = {math.log10(alpha) - middle: score for alpha, score in trials.items()}
+    near = {distance: score for distance, score in near.items() if abs(distance) <= _NEAR_DECADES}
+    if len(near) < 4:
+        return None
+    curvature, slope, _ = np.polyfit(list(near), list(near.values()), 2)
+    if curvature >= 0:
+        return None
+    distance = float(-slope / (2 * curvature))
+    return _power(middle + distance) if min(near) < distance < max(near) else None
 
 
 def _power(exponent: float) -> float:

@@ -77,3 +77,27 @@ def test_a_knee_of_energies():
 def test_alphas_can_be_typed_again():
     choice = best_on_validation(lambda alpha: -abs(math.log10(alpha / 4.7e3)), -9.0)
     assert all(float(f"{trial.alpha:g}") == trial.alpha for trial in choice.trials)
+
+
+def test_the_peak_of_noisy_accuracies_is_taken_instead_of_the_luckiest() -> None:
+    # A smooth curve that is highest at 2000, with a lucky measurement at 3160.
+    def accuracy(alpha: float) -> float:
+        return 0.6 - 0.08 * (math.log10(alpha / 2000)) ** 2 + (0.004 if alpha == 3160 else 0.0)
+
+    assert best_on_validation(accuracy, unchanged=0.5).alpha == 3160
+    choice = best_on_validation(accuracy, unchanged=0.5, samples=5000)
+    assert choice.alpha is not None
+    assert 1700 < choice.alpha < 2600
+
+
+def test_a_peak_that_is_worse_than_the_best_by_more_than_the_noise_is_left() -> None:
+    # Between the values that are tried at first, nothing is any good.
+    tried = {100.0: 0.1, 1e3: 0.8, 1780.0: 0.9, 3160.0: 0.85, 1e4: 0.4, 316.0: 0.2}
+    choice = best_on_validation(lambda alpha: tried.get(alpha, 0.3), unchanged=0.4, samples=5000)
+    assert choice.alpha == 1780
+    assert any(trial.alpha not in tried and 1000 < trial.alpha < 3160 for trial in choice.trials)
+
+
+def test_the_peak_does_not_beat_an_unchanged_model_that_is_better() -> None:
+    choice = best_on_validation(lambda alpha: 0.5 - 0.01 * math.log10(alpha / 3000) ** 2, unchanged=0.6, samples=5000)
+    assert choice.alpha is None
