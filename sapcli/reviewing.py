@@ -35,7 +35,6 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     dataset = session.training
     truth = None if options.truth is None else read_truth(options.truth, dataset)
     introduce(session)
-    introduce(session)
     if session.checkpoint.metadata.get("sap.repaired") != "true":
         terminal.warn(
             f"{session.checkpoint.source} is not marked as repaired, and a model that memorised its labels contradicts"
