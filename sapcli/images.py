@@ -44,10 +44,10 @@ class Batch:
     images: Tensor
     labels: Tensor
 
-    def split(self, size: int) -> list[Batch]:
-        """The same images in batches of at most `size`."""
-        parts = [slice(start, start + size) for start in range(0, len(self.indices), size)]
-        return [Batch(self.indices[part], self.images[part], self.labels[part]) for part in parts]
+    def part(self, start: int, size: int) -> Batch:
+        """At most `size` of the images, from the one at `start` on."""
+        part = slice(start, start + size)
+        return Batch(self.indices[part], self.images[part], self.labels[part])
 
 
 class Images:

@@ -56,13 +56,13 @@ def in_portions(run: Callable[[Batch], Result], batch: Batch, images: Images, pr
         images: Where they come from; its later batches are no larger than what fitted.
         progress: Told when memory runs out.
     """
-    waiting = [batch]
-    while waiting:
-        part = waiting.pop(0)
+    done = 0
+    while done < len(batch.indices):
+        part = batch.part(done, images.batch_size)
         try:
             result = run(part)
         except (MemoryError, RuntimeError) as error:
             images.batch_size = smaller_batch(len(part.indices), error, progress)
-            waiting[:0] = part.split(images.batch_size)
         else:
+            done += len(part.indices)
             yield result
