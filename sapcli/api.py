@@ -37,8 +37,9 @@ from sapcli.cache import Cache
 from sapcli.checkpoint import open_checkpoint
 from sapcli.correction import Correction
 from sapcli.device import resolve_device
-from sapcli.pipeline import Repair, Session
+from sapcli.pipeline import Repair, repair_metadata, run_repair
 from sapcli.progress import Progress, SilentProgress
+from sapcli.session import Session
 from sapcli.settings import (
     BatchNorm,
     DataSource,
@@ -82,7 +83,7 @@ class Repaired:
         path = Path(path)
         alpha = self.outcome.choice.alpha
         replacements = {} if alpha is None else self.correction.replacements(alpha)
-        metadata = self.session.metadata(self.outcome, self.correction, self.settings, self.bases, None)
+        metadata = repair_metadata(self.session, self.outcome, self.correction, self.settings, self.bases, None)
         saving.write_checkpoint(self.session.checkpoint, path, replacements, metadata)
         return path
 
@@ -188,5 +189,5 @@ def repair(
     with torch.no_grad():
         samples = session.trusted_samples(session.select(SelectionSettings(trusted_count)))
         bases = session.bases(samples)
-        outcome, correction = session.repair(settings, bases, samples)
+        outcome, correction = run_repair(session, settings, bases, samples)
     return Repaired(outcome, session, bases, settings, correction)

@@ -93,12 +93,13 @@ def _label_names(labels: object, source: str) -> tuple[str, ...]:
         names = [labels.get(str(number), labels.get(number)) for number in range(len(labels))]
     else:
         names = list(labels) if isinstance(labels, list | tuple) else [None]
-    if not all(isinstance(name, str) for name in names):
+    texts = tuple(name for name in names if isinstance(name, str))
+    if len(texts) < len(names):
         raise _senseless("label_names", source, "is no list of names, and no object from 0, 1, ... to names")
     doubled = next((name for position, name in enumerate(names) if name in names[:position]), None)
     if doubled is not None:
         raise _senseless("label_names", source, f"has {doubled!r} twice, expected a name of its own for every class")
-    return tuple(names)
+    return texts
 
 
 def _senseless(key: str, source: str, problem: str) -> ArchitectureError:
@@ -109,7 +110,12 @@ def _metadata_config(metadata: Mapping[str, str]) -> dict[str, object]:
     """The configuration in a file's metadata: `config` as JSON, and single keys, those with `sap.` before others."""
     parsed = _json(metadata.get("config", ""))
     config = dict(parsed) if isinstance(parsed, dict) else {}
-    for key, kinds in {"model_args": dict, "pretrained_cfg": dict, "label_names": (list, dict)}.items():
+    expected: dict[str, tuple[type, ...]] = {
+        "model_args": (dict,),
+        "pretrained_cfg": (dict,),
+        "label_names": (list, dict),
+    }
+    for key, kinds in expected.items():
         for full_key in (key, _METADATA_PREFIX + key):
             value = _json(metadata.get(full_key, ""))
             if isinstance(value, kinds):

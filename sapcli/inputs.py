@@ -16,8 +16,8 @@ from sapcli.files import temporary_copy
 from sapcli.images import Images
 from sapcli.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
 from sapcli.outputs import STDIO
-from sapcli.pipeline import Samples, Session
 from sapcli.selection import TrustedSet, parse_trusted
+from sapcli.session import Samples, Session
 
 
 @dataclass(frozen=True)

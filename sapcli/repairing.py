@@ -18,8 +18,9 @@ from sapcli.inputs import Inputs, Trust, given_bases, introduce, name_unreadable
 from sapcli.inspection import inspect_classifier
 from sapcli.options import OutputOptions, ProjectionOptions, RecordOptions, SelectionOptions
 from sapcli.outputs import STDIO, check_appendable, destination_checkpoint, one_stdin, report_forms
-from sapcli.pipeline import Repair, Samples, Session
+from sapcli.pipeline import Repair, repair_metadata, repair_workload, run_repair
 from sapcli.search import KNEE, Evidence
+from sapcli.session import Samples, Session
 from sapcli.settings import ProjectionSettings, ReportForm
 from sapcli.summaries import append_summary, repair_summary
 
@@ -105,7 +106,7 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
     forget = None
     if request.projection.forget is not None:
         forget = session.bases(session.trusted_samples(trust.given(session, request.projection.forget)))
-    repair, correction = session.repair(settings, bases, samples, forget)
+    repair, correction = run_repair(session, settings, bases, samples, forget)
     name_unreadable(terminal, session.training_images)
     rows = repair_rows(repair)
     _say_repair(terminal, repair, rows, inputs.run.verbose)
@@ -120,7 +121,7 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
             "no checkpoint was written; look at the data, or ask for less",
         )
     replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
-    metadata = session.metadata(repair, correction, settings, bases, forget)
+    metadata = repair_metadata(session, repair, correction, settings, bases, forget)
     if destination is None:
         saving.write_checkpoint(checkpoint, sys.stdout.buffer, replacements, metadata)
     else:
@@ -162,8 +163,8 @@ def _plan(session: Session, request: Request, trust: Trust) -> None:
     if request.trusted is not None:
         count = len(trust.samples(session).indices)
     settings = request.projection.to_settings()
-    workload = session.workload(
-        settings, count, selects=request.trusted is None, captures=request.projection.bases is None
+    workload = repair_workload(
+        session, settings, count, selects=request.trusted is None, captures=request.projection.bases is None
     )
     print_inspection(inspect_classifier(session.checkpoint, session.classifier, settings, workload), None)
 

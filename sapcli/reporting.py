@@ -16,7 +16,7 @@ from sapcli.correction import Correction
 from sapcli.dataset import Dataset
 from sapcli.evaluation import Gain, Metrics, measure, paired_gain
 from sapcli.pages import picture
-from sapcli.pipeline import Repair, Samples, Session
+from sapcli.pipeline import Repair
 from sapcli.repair_report import (
     Attempt,
     ClassChange,
@@ -34,6 +34,7 @@ from sapcli.repair_report import (
 )
 from sapcli.scoring import Outcomes
 from sapcli.search import KNEE, Choice, Evidence
+from sapcli.session import Samples, Session
 from sapcli.settings import Importance, ProjectionSettings
 from sapcli.suspects import rank_suspects
 

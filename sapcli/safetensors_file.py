@@ -298,7 +298,7 @@ def save_tensors(handle: IO[bytes], tensors: Mapping[str, Tensor], metadata: Map
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor; of a contiguous one on the CPU, they are a view of its memory."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    return plain.reshape(-1).view(torch.uint8).numpy().data
 
 
 def parse_json_object(text: bytes, source: str) -> dict[str, object]:
