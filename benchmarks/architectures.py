@@ -178,7 +178,7 @@ def randomise(network: nn.Module) -> None:
         if not tensor.is_floating_point():
             continue
         if tensor.dim() >= 2:
-            bound = (6 * tensor.shape[0] / tensor.numel()) ** 0.5
+            bound = (3 * tensor.shape[0] / tensor.numel()) ** 0.5
             tensor.uniform_(-bound, bound, generator=generator)
         elif name.endswith(("weight", "running_var")) or tensor.any():
             # Scales: some begin as nearly nothing, and would hide what comes before them.
@@ -253,19 +253,19 @@ def torchvision_builders() -> list[str]:
 
 
 @contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError when the block takes longer."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError when the block takes longer, in seconds of the processor, however busy it is otherwise."""
 
     def stop(_number: int, _frame: object) -> None:
-        raise TimeoutError(f"took longer than {seconds} s")
+        raise TimeoutError(f"took longer than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def measured_or_failed(name: str) -> Result:

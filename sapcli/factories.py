@@ -36,6 +36,7 @@ _RANDOM_FILLS = frozenset(
     {
         torch.Tensor.normal_,
         torch.Tensor.uniform_,
+        torch.Tensor.erfinv_,  # by which timm makes normal values of uniform ones, at a high cost
         nn.init.normal_,
         nn.init.uniform_,
         nn.init.trunc_normal_,
