@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,6 +19,8 @@ from sapcli.projection import project
 from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
 from sapcli.settings import ForgetMode, Importance
+
+_NORM_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,9 @@ class Correction:
         """How much of each projected weight is removed: `||W - W M|| / ||W||`, Frobenius, 0 for a weight of zeros."""
         shares = {}
         for name in self._plan.projected:
-            original = self._original(name).double()
-            change = float((original - self._projected(name, alpha).double().cpu()).norm())
-            size = float(original.norm())
+            original = self._original(name)
+            size = _norm(original)
+            change = _norm(original, self._projected(name, alpha).cpu())
             shares[name] = change / size if size else 0.0
         return shares
 
@@ -231,7 +234,7 @@ def projected_weight(
 
     Args:
         name: The weight's name in the bases.
-        original: The weight as it was.
+        original: The weight as it was, whose memory may be taken for the result.
         bases: Of the trusted samples.
         kind: The importance formula.
         alpha: Its coefficient.
@@ -242,8 +245,7 @@ def projected_weight(
         NumericsError: The result is not finite.
     """
     wide = original.dtype == torch.float64 and original.device.type != "mps"
-    weight = original.to(torch.float64 if wide else torch.float32)
-    projected = weight.clone()
+    projected = original.to(torch.float64 if wide else torch.float32)
     forgotten: dict[WeightView, Basis] = {}
     if forget is not None:
         forgotten = {piece.view: piece.basis for piece in forget.pieces.get(name, ())}
@@ -251,10 +253,10 @@ def projected_weight(
         if forget is not None and piece.view not in forgotten:
             # What the forget set never met has nothing to forget.
             continue
-        matrices = project(
-            piece.view.matrices(weight), piece.basis, kind, alpha, forgotten.get(piece.view), forget_mode
-        )
-        piece.view.replace(projected, matrices)
+        for block in piece.view.blocks(projected):
+            matrices = block.reshape(piece.view.groups, -1, piece.view.row_length)
+            matrices = project(matrices, piece.basis, kind, alpha, forgotten.get(piece.view), forget_mode)
+            block.copy_(matrices.reshape(block.shape))
     if not bool(torch.isfinite(projected).all()):
         raise NumericsError(
             f"projecting {name} with alpha {alpha:g} gives NaN or infinite values",
@@ -276,6 +278,17 @@ def rescaled_gain(gain: Tensor, weight: Tensor, projected: Tensor) -> Tensor:
     axes = [axis for axis, size in enumerate(gain.shape) if size == 1]
     before, after = (torch.linalg.vector_norm(each.float(), dim=axes, keepdim=True) for each in (weight, projected))
     return torch.where(before > 0, gain * (after / before), gain).to(gain.dtype)
+
+
+def _norm(tensor: Tensor, minus: Tensor | None = None) -> float:
+    """The Frobenius norm of a tensor or a difference, in float64 a piece at a time: a whole copy could be large."""
+    total = 0.0
+    for start in range(0, tensor.numel(), _NORM_ELEMENTS):
+        piece = tensor.flatten()[start : start + _NORM_ELEMENTS].double()
+        if minus is not None:
+            piece -= minus.flatten()[start : start + _NORM_ELEMENTS]
+        total += float(piece.square().sum())
+    return math.sqrt(total)
 
 
 def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:

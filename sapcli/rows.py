@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 # Unfolded patches of a convolution are made at most so many elements at a time (64 MiB of float32).
 _UNFOLD_ELEMENTS = 1 << 24
+# A weight is projected at most so many elements at a time (32 MiB of float32).
+_BLOCK_ELEMENTS = 1 << 23
 # Below this, halving a product costs more than the half that it saves.
 _SMALLEST_HALF = 128
 
@@ -83,6 +85,13 @@ class WeightView:
     def matrices(self, parameter: Tensor) -> Tensor:
         """The matrices, `[groups, outputs, d]`; a copy where the window cannot be reshaped in place."""
         return self.window(parameter).reshape(self.groups, self.outputs, self.row_length)
+
+    def blocks(self, parameter: Tensor) -> Iterator[Tensor]:
+        """The window in pieces of bounded size along its outputs: views of `parameter`, `[groups, n, *row]`."""
+        outputs = max(_BLOCK_ELEMENTS // (self.groups * self.row_length), 1)
+        window = self.window(parameter)
+        for start in range(0, self.outputs, outputs):
+            yield window[:, start : start + outputs]
 
     def replace(self, parameter: Tensor, matrices: Tensor) -> None:
         """Write `matrices` (`[groups, outputs, d]`) into the contiguous `parameter`, in place."""
