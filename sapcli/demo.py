@@ -32,7 +32,7 @@ from sapcli.scoring import normalise
 
 CLASSES = tuple(str(digit) for digit in range(10))
 PREPROCESSING = Preprocessing(
-    input_size=(3, 16, 16),
+    input_size=(3, 32, 32),
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     interpolation="bilinear",

@@ -24,7 +24,8 @@ def wrong_share(split: Path) -> float:
     """The share of the images of a split that stand in another digit's folder."""
     target = load_digits().target
     images = list(split.glob("*/*.png"))
-    return sum(target[int(image.stem)] != int(image.parent.name) for image in images) / len(images)
+    wrong = sum(int(target[int(image.stem)]) != int(image.parent.name) for image in images)
+    return wrong / len(images)
 
 
 def test_a_share_of_the_labels_is_wrong_but_for_the_test(tmp_path: Path) -> None:
