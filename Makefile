@@ -9,13 +9,16 @@ INSTALLED = $(VENV)/.installed
 TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint format type bench architectures
+.PHONY: help demo pictures test test-faults lint format type bench architectures
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Repair a small network that memorised wrong labels, from start to end, in demo/
 	$(BIN)/sap demo demo
+
+pictures: demo ## Draw the README's pictures anew from the demo
+	$(BIN)/python scripts/make_pictures.py demo docs/pictures
 
 test: $(INSTALLED) ## Run the tests
 	$(TESTS)

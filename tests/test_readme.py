@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+FIRST = "sap project model.safetensors data/\n"
 NETWORK = """
 from torch import nn
 
@@ -35,12 +36,12 @@ def blocks(language: str) -> list[str]:
 
 
 def is_set_up(block: str) -> bool:
-    """Whether a block sets the environment up, which the tests have behind them, or makes the demo, tested elsewhere."""
+    """Whether a block sets up the environment that the tests run in, or makes the demo, which has tests of its own."""
     return "pip install" in block or block.startswith("make ")
 
 
 @pytest.fixture(scope="module")
-def folder(noisy: Trained, clean: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(noisy: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the files that the README speaks of."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(noisy.data, folder / "data")
@@ -68,19 +69,14 @@ def run_in(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def first_run(folder: Path) -> None:
     """What the later blocks build on: the first command of the worked example."""
-    (block,) = (block for block in blocks("sh") if block.startswith("sap project model.safetensors data/\n"))
+    (block,) = (block for block in blocks("sh") if block.startswith(FIRST))
     ended = run_in(folder, block)
     assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.usefixtures("first_run")
 @pytest.mark.parametrize(
-    "block",
-    [
-        block
-        for block in blocks("sh")
-        if not is_set_up(block) and not block.startswith("sap project model.safetensors data/\n")
-    ],
+    "block", [block for block in blocks("sh") if not is_set_up(block) and not block.startswith(FIRST)]
 )
 def test_a_shell_command_runs(folder: Path, block: str) -> None:
     ended = run_in(folder, block)
@@ -93,7 +89,7 @@ def test_python_runs(folder: Path) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-def test_settings_are_accepted(folder: Path, tmp_path: Path) -> None:
+def test_settings_are_accepted(tmp_path: Path) -> None:
     (block,) = blocks("toml")
     (tmp_path / "sap.toml").write_text(block)
     ended = run_in(tmp_path, "sap config")
