@@ -144,12 +144,12 @@ def _projections(
         if not _can_be_projected(original, source, claim.projected[source], trusted, forget):
             wrong.append(entry)
             continue
-        weight = original.read(source)
+        weight_name, weight = claim.projected[source], original.read(source)
         expected = projected_weight(
-            claim.projected[source], weight, trusted, claim.importance, claim.alpha, forget, claim.forget_mode
+            weight_name, weight, trusted, claim.importance, claim.alpha, forget, claim.forget_mode
         )
         if source != entry:
-            expected = rescaled_gain(original.read(entry), weight, expected)
+            expected = rescaled_gain(original.read(entry), original.read(source), expected)
         if not _close(checkpoint.read(entry), expected):
             wrong.append(entry)
     findings.append(
