@@ -20,7 +20,7 @@ from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
 from sapcli.settings import ForgetMode, Importance
 
-_NORM_ELEMENTS = 1 << 22
+_NORM_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,10 @@ def project(
     kept = importance(trusted, kind, alpha)
     if forget is None:
         projected = keep(matrices, trusted, kept)
-        saw_energy = (trusted.values.sum(dim=1) > 0).to(matrices.device)
-        return torch.where(saw_energy[:, None, None], projected, matrices)
+        saw_energy = trusted.values.sum(dim=1) > 0
+        if bool(saw_energy.all()):
+            return projected
+        return torch.where(saw_energy.to(matrices.device)[:, None, None], projected, matrices)
     forgotten = importance(forget, kind, alpha)
     remaining = keep(matrices, forget, 1 - forgotten)
     if forget.vectors.shape[2] < forget.vectors.shape[1]:
