@@ -137,7 +137,7 @@ def render_settings(command: str, settings: list[Setting]) -> str:
     """The settings as a table of a settings file, with the source of each; those without a value as comments."""
     lines = [f"[{command}]"]
     for setting in settings:
-        if setting.value is None or setting.value == []:
+        if setting.value in (None, [], ()):
             lines.append(f"# {setting.name} =")
         else:
             lines.append(f"{setting.name} = {_toml(setting.value)}  # {setting.source}")
