@@ -316,7 +316,7 @@ def no_data(model: Path, _data: Path) -> tuple[str | Path, ...]:
         (unknown_option, 2, ["--alhpa"]),
         (unknown_device, 2, ["abacus"]),
         (senseless_alpha, 2, ["--alpha", "many"]),
-        (no_data, 2, ["DATA"]),
+        (no_data, 2, ["Missing argument"]),
     ],
 )
 def test_an_error_is_two_lines_and_writes_nothing(
