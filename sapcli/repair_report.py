@@ -219,6 +219,7 @@ class RepairReport:
         losses: The training samples by loss.
         suspicion: `None` where the model was not changed.
         provenance: What it takes to do it again.
+        weak_points: What is to be said against the evidence, a sentence each.
     """
 
     format: Literal["sap.report/1"]
@@ -235,6 +236,7 @@ class RepairReport:
     losses: LossHistogram
     suspicion: Suspicion | None
     provenance: Provenance
+    weak_points: tuple[str, ...] = ()
 
 
 _ADAPTER = TypeAdapter(RepairReport)

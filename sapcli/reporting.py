@@ -107,6 +107,7 @@ def report_repair(
         losses=_histogram(losses_before, losses_after, trusted.indices if of_training and trusted else ()),
         suspicion=None if losses_after is None else _suspicion(session.training, losses_after),
         provenance=_provenance(session, bases, settings, command),
+        weak_points=repair.weak_points,
     )
 
 
