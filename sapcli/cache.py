@@ -31,6 +31,8 @@ DEFAULT_LIMIT_BYTES = 10 << 30
 # An entry that was used so short a time ago may be in use by another process and is not evicted.
 _IN_USE_SECONDS = 600.0
 _CHECKSUM_SUFFIX = ".sha256"
+# What people are told of when it need not be made again, in the words of the stage that makes it.
+_SHOWN = {"scores": "scoring training images", "trusted": "selecting trusted samples", "bases": "capturing activations"}
 _KEY_LENGTH = 32
 
 
@@ -79,7 +81,8 @@ class Cache:
         path = self.folder / f"{kind}-{_key(parts)}"
         found = self._read(path, read)
         if found is not None:
-            self._progress.note(f"{kind}: from the cache")
+            if kind in _SHOWN:
+                self._progress.note(f"{_SHOWN[kind]}: from the cache")
             return found
         content = make()
         self._store(path, lambda: write(content, path))
