@@ -217,12 +217,16 @@ def _correction(
 
 
 def _batchnorm_indices(session: Session, settings: ProjectionSettings) -> list[int]:
-    """The training images that BatchNorm is re-estimated on; none where it is kept or there is none."""
+    """The training images that BatchNorm is re-estimated on; none where it is kept or there is none.
+
+    They are shuffled: in the order of the folders each batch would hold one class, whose own statistics are narrower
+    than those of all (a quarter of a nat more test loss on noisy CIFAR-10).
+    """
     if settings.batchnorm is BatchNorm.KEEP or not batchnorm_layers(session.classifier.module):
         return []
     generator = torch.Generator().manual_seed(session.settings.seed)
     order: list[int] = torch.randperm(len(session.training.paths), generator=generator)[:BATCHNORM_IMAGES].tolist()
-    return sorted(order)
+    return order
 
 
 def _knee(session: Session, correction: Correction, trusted: Samples, energies: bool) -> Choice:
