@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
-from processes import repaired
+from processes import project_arguments, repaired, start
 from small_project import Project, make_project
 
 
@@ -22,6 +23,16 @@ def expected(original: Project, tmp_path_factory: pytest.TempPathFactory) -> byt
     folder = tmp_path_factory.mktemp("expected") / "project"
     shutil.copytree(original.folder, folder)
     return repaired(Project(folder))
+
+
+@pytest.fixture(scope="session")
+def seconds(original: Project, expected: bytes, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """How long an undisturbed run takes here and now, once the server of `processes` runs."""
+    folder = tmp_path_factory.mktemp("timed") / "project"
+    shutil.copytree(original.folder, folder)
+    began = time.monotonic()
+    assert start(folder, project_arguments()).wait() == 0
+    return time.monotonic() - began
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ run is a fork of that server; from there on it is what `sap` is.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -67,8 +68,9 @@ def start(folder: Path, arguments: Sequence[str | Path], prepare: Callable[[], o
     process = _SERVER.Process(target=_sap, args=(folder, texts, stdout, stderr, prepare))
     process.start()
     run = Run(process, stdout, stderr)
-    while process.is_alive() and os.getpgid(run.pid) != run.pid:
-        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        while process.is_alive() and os.getpgid(run.pid) != run.pid:
+            time.sleep(0.001)
     return run
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,16 +13,6 @@ from processes import project_arguments, start
 from small_project import Project
 
 KILLS = 100
-
-
-@pytest.fixture(scope="module")
-def seconds(original: Project, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long an undisturbed run takes here and now."""
-    folder = tmp_path_factory.mktemp("timed") / "project"
-    shutil.copytree(original.folder, folder)
-    began = time.monotonic()
-    assert start(folder, project_arguments()).wait() == 0
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("number", range(KILLS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -104,12 +105,12 @@ def check_end(project: Project, run: Run, number: signal.Signals, sent: float) -
 
 @pytest.mark.parametrize("number", STATUS)
 @pytest.mark.parametrize("seed", range(8))
-def test_at_random_moments(project: Project, number: signal.Signals, seed: int) -> None:
-    chance = random.Random(seed)
+def test_at_random_moments(project: Project, seconds: float, number: signal.Signals, seed: int) -> None:
     run = start(project.folder, project_arguments("out.safetensors", "--workers", str(seed % 3)))
-    time.sleep(chance.uniform(0, 0.4))
+    time.sleep(random.Random(seed).uniform(0, 0.9 * seconds))
     sent = time.monotonic()
-    os.killpg(run.pid, number) if seed % 2 else os.kill(run.pid, number)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(run.pid, number) if seed % 2 else os.kill(run.pid, number)
     if (status := run.wait()) == 0:
         pytest.skip("it was done already")
     assert status == STATUS[number], run.said()
