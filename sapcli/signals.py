@@ -41,14 +41,17 @@ def status_of_signal() -> ExitStatus | None:
 def end_on_signals() -> None:
     """Turn a first SIGINT into a `KeyboardInterrupt` or SIGTERM into `Terminated`, and have them end the process soon.
 
-    Later signals change nothing: what the first one began, putting things in order, is not interrupted.
+    Later signals change nothing: what the first one began, putting things in order, is not interrupted. A signal that
+    was ignored when the process began, as SIGINT is for a shell's background jobs, stays ignored.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_end_in_time, args=(reading,), daemon=True).start()
+    sys.unraisablehook = _report_unraisable
     for number in _STATUS:
-        signal.signal(number, _raise)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
 
 
 def _raise(number: int, _frame: FrameType | None) -> NoReturn:
@@ -56,6 +59,12 @@ def _raise(number: int, _frame: FrameType | None) -> NoReturn:
     for each in _STATUS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """As Python does, but for the exception of a signal that came while an object was being let go of."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
+        sys.__unraisablehook__(unraisable)
 
 
 def _end_in_time(reading: int) -> None:

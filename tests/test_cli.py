@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from command import SAP, sap
 from digits import SIZES, Trained
 from PIL import Image
+from processes import SAP, sap
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_project import Outcome, run_here

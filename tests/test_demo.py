@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import sap
 from digits import Trained
 from PIL import Image
+from processes import sap
 from sklearn.datasets import load_digits
 
 from sapcli.demo import make_model, write_digits

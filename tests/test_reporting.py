@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import sap
 from digits import SIZES, Trained
+from processes import sap
 from safetensors.torch import load_file
 
 from sapcli.repair_report import from_json

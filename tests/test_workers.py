@@ -95,9 +95,10 @@ def test_no_process_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_an_interrupted_process(sign: signal.Signals) -> None:
     script = """
-        import multiprocessing, time
+        import multiprocessing, signal, time
         from sapcli.workers import map_in_workers
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
         for number, _ in enumerate(map_in_workers(bytes, [1 << 20] * 100, 3)):
             if number == 3:
                 print(*(child.pid for child in multiprocessing.active_children()), flush=True)

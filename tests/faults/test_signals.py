@@ -67,7 +67,7 @@ def sleeping():
 
 # Decoding that takes long, in worker processes of the command line itself.
 SLOW_DECODING = """
-import sys, time
+import signal, sys, time
 import sapcli.decoding
 from pathlib import Path
 
@@ -82,6 +82,7 @@ def slowly(self, paths):
 
 sapcli.decoding.Decoder.__call__ = slowly
 sys.argv[0] = "sap"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts the tests as a background job has them deaf to it
 from sapcli.__main__ import main
 main()
 """
@@ -146,6 +147,23 @@ def test_a_second_signal_does_not_disturb_the_first(project: Project, second: si
     check_end(project, run, signal.SIGINT, sent)
 
 
+def ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_a_background_job_does_not_end_by_the_interrupt_of_another(project: Project) -> None:
+    (project.folder / "stubborn.py").write_text(STUBBORN)
+    arguments = project_arguments("out.safetensors", "--arch", "stubborn.py:sleeping")
+    run = start(project.folder, arguments, ignore_interrupts)
+    wait_for(project.folder, "busy")
+    os.kill(run.pid, signal.SIGINT)
+    run.process.join(2 * SECONDS)
+    assert run.process.is_alive()
+    sent = time.monotonic()
+    os.kill(run.pid, signal.SIGTERM)
+    check_end(project, run, signal.SIGTERM, sent)
+
+
 @pytest.mark.parametrize("number", STATUS)
 def test_while_workers_decode(project: Project, number: signal.Signals) -> None:
     arguments = ["project", "model.safetensors", "data", *OPTIONS, "-o", "out.safetensors", "--workers", "2"]
@@ -171,7 +189,9 @@ def test_while_workers_decode(project: Project, number: signal.Signals) -> None:
 @pytest.mark.parametrize("delay", [0.3, 0.8, 1.3, 1.8, 2.3])
 def test_while_imports_run(project: Project, number: signal.Signals, delay: float) -> None:
     program = textwrap.dedent("""
+        import signal
         from sapcli.__main__ import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print("ready", flush=True)
         main()
     """)

@@ -1,7 +1,7 @@
-"""Runs of the command line as processes that can be ended at any moment, started in a fraction of a second.
+"""Runs of the command line as processes of their own, started in a fraction of a second.
 
-Importing PyTorch takes seconds, and a run of the small project a fraction of one. So a server imports it once, and each
-run is a fork of that server; from there on it is what `sap` is.
+Importing PyTorch takes seconds, and a run on small data a fraction of one. So a server imports it once, and each run is
+a fork of that server; from there on it is what `sap` is.
 """
 
 from __future__ import annotations
@@ -9,25 +9,32 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from small_project import Project
+from small_project import Outcome, Project
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["sapcli.cli", "sapcli.repairing", "torch._dynamo"])
 
+_STREAMS = tempfile.TemporaryDirectory(prefix="sap-test-")
+
+SAP = (sys.executable, "-m", "sapcli")
+"""The command line that does without the server."""
 OPTIONS = ("--arch", "network.py:tiny", "-n", "30", "--cache-dir", "cache")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A running or ended `sap`; `stdout` and `stderr` are the files that it writes to."""
+    """A running or ended `sap`, and the files that it reads from and writes to."""
 
     process: multiprocessing.context.ForkServerProcess
+    stdin: Path
     stdout: Path
     stderr: Path
 
@@ -53,25 +60,36 @@ class Run:
         return self.stderr.read_text(errors="replace")
 
 
-def start(folder: Path, arguments: Sequence[str | Path], prepare: Callable[[], object] | None = None) -> Run:
+def start(
+    folder: Path, arguments: Sequence[str | Path], prepare: Callable[[], object] | None = None, stdin: bytes = b""
+) -> Run:
     """Start `sap` in a folder, as the leader of a process group of its own.
 
     Args:
         folder: The working folder.
         arguments: The command line.
         prepare: Called by the process before it begins, to put something in its way; has to be picklable.
+        stdin: What it reads.
     """
-    stdout, stderr = (folder.parent / f"{folder.name}.{name}" for name in ("stdout", "stderr"))
-    for file in (stdout, stderr):
-        file.write_bytes(b"")
+    place = Path(tempfile.mkdtemp(dir=_STREAMS.name))
+    streams = place / "stdin", place / "stdout", place / "stderr"
+    for stream in streams:
+        stream.write_bytes(stdin if stream is streams[0] else b"")
     texts = [str(argument) for argument in arguments]
-    process = _SERVER.Process(target=_sap, args=(folder, texts, stdout, stderr, prepare))
+    process = _SERVER.Process(target=_sap, args=(folder, texts, streams, prepare))
     process.start()
-    run = Run(process, stdout, stderr)
+    run = Run(process, *streams)
     with contextlib.suppress(ProcessLookupError):  # it has ended already
         while process.is_alive() and os.getpgid(run.pid) != run.pid:
             time.sleep(0.001)
     return run
+
+
+def sap(*arguments: str | Path, stdin: bytes = b"", folder: Path | None = None) -> Outcome:
+    """Run `sap` with these arguments in a working folder."""
+    run = start(folder or Path.cwd(), arguments, stdin=stdin)
+    status = run.wait(600)
+    return Outcome(status, run.stdout.read_bytes(), run.said())
 
 
 def project_arguments(output: str = "out.safetensors", *more: str) -> list[str]:
@@ -86,11 +104,14 @@ def repaired(project: Project) -> bytes:
     return (project.folder / "out.safetensors").read_bytes()
 
 
-def _sap(folder: Path, arguments: list[str], stdout: Path, stderr: Path, prepare: Callable[[], object] | None) -> None:
+def _sap(folder: Path, arguments: list[str], streams: Sequence[Path], prepare: Callable[[], object] | None) -> None:
     os.setpgid(0, 0)
     os.chdir(folder)
-    for number, file in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+    for number, (file, flags) in enumerate(zip(streams, (os.O_RDONLY, *[os.O_WRONLY | os.O_APPEND] * 2), strict=True)):
+        os.dup2(os.open(file, flags), number)
+    sys.stdin = os.fdopen(0)  # that of the server's children is closed
+    # Who starts the tests as a shell's background job has them deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["sap", *arguments]
     # A process of the server takes over its way of starting others, which is not that of `sap`.
     multiprocessing.set_start_method(None, force=True)
