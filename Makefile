@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
 # Two test processes of one thread each: more threads would only wait for each other.
-TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo pictures test test-faults lint format type bench architectures

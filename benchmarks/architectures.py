@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import signal
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +56,7 @@ SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448)
 IMAGES = 4
 CLASSES = 10
 SECONDS_A_NETWORK = 300
+NETWORKS_A_PROCESS = 8
 # Of the outputs' largest value; float32 has seven digits, and a deep network loses some of them.
 TOLERANCE = 1e-3
 REQUIRED_SHARE = 0.99
@@ -268,15 +271,26 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def measured_or_failed(name: str) -> Result:
-    """The result; a failure is one too."""
+def measured_or_failed(name: str) -> tuple[Result, float]:
+    """The result, and how many seconds it took; a failure is one too."""
+    warnings.simplefilter("ignore")
+    started = time.perf_counter()
     try:
         with time_limit(SECONDS_A_NETWORK):
-            return measure(name)
+            result = measure(name)
     except ArchitectureError as error:
-        return Result(name, problem=error.message)
+        result = Result(name, problem=error.message)
     except Exception as error:  # one network's failure is a row of the table and must not end the run
-        return Result(name, problem=f"{type(error).__name__}: {error}")
+        result = Result(name, problem=f"{type(error).__name__}: {error}")
+    return result, time.perf_counter() - started
+
+
+def in_other_processes(names: Sequence[str]) -> Iterator[tuple[Result, float]]:
+    """The result of each, a few from the same process: what PyTorch keeps of a network grows to gigabytes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "timm", "torchvision"])
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=NETWORKS_A_PROCESS) as pool:
+        yield from pool.map(measured_or_failed, names)
 
 
 def render(families: Mapping[str, str], results: Mapping[str, Result]) -> str:
@@ -340,20 +354,16 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="only these, on the terminal instead of in the table")
     parser.add_argument("--anew", action="store_true", help="forget what was measured before")
     chosen = parser.parse_args()
-    warnings.simplefilter("ignore")
     families = smallest_of_families()
     versions = f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}"
     done: dict[str, dict[str, object]] = {}
     if PROGRESS.exists() and not chosen.anew and not chosen.names:
         kept = json.loads(PROGRESS.read_text())
         done = kept["results"] if kept["versions"] == versions else {}
-    for name in chosen.names or (*families.values(), *torchvision_builders()):
-        if name in done:
-            continue
-        started = time.perf_counter()
-        result = measured_or_failed(name)
-        done[name] = asdict(result)
-        sys.stderr.write(f"{name}: {result.problem or result.projected} ({time.perf_counter() - started:.1f} s)\n")
+    waiting = [name for name in chosen.names or (*families.values(), *torchvision_builders()) if name not in done]
+    for result, seconds in in_other_processes(waiting):
+        done[result.name] = asdict(result)
+        sys.stderr.write(f"{result.name}: {result.problem or result.projected} ({seconds:.1f} s)\n")
         if chosen.names:
             sys.stderr.write(json.dumps(asdict(result), indent=2) + "\n")
             continue
