@@ -25,7 +25,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -289,8 +288,8 @@ def in_other_processes(names: Sequence[str]) -> Iterator[tuple[Result, float]]:
     """The result of each, a few from the same process: what PyTorch keeps of a network grows to gigabytes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "timm", "torchvision"])
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=NETWORKS_A_PROCESS) as pool:
-        yield from pool.map(measured_or_failed, names)
+    with context.Pool(1, maxtasksperchild=NETWORKS_A_PROCESS) as pool:
+        yield from pool.imap(measured_or_failed, names)
 
 
 def render(families: Mapping[str, str], results: Mapping[str, Result]) -> str:

@@ -98,10 +98,17 @@ class Bases:
 class SecondMoments:
     """The second moments of all weights that a network's forward passes use.
 
-    Enter it, run `forward` on batches of normalised images, and ask for `pieces` or `skipped` afterwards.
+    Enter `capture`, run `forward` on batches of normalised images, and ask for `pieces` or `skipped` afterwards.
+
+    Args:
+        module: The network.
+        images: How many images will run in all, so that of far more rows than needed a part is taken (see `moments`);
+            `None` takes all rows.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, images: int | None = None) -> None:
+        self._images = images
+        self._batch = 1
         self._moments: dict[str, dict[WeightView, SecondMoment]] = {}
         self._gains: dict[str, set[str | None]] = {}
         self.capture = Capture(module, self._add)
@@ -110,8 +117,13 @@ class SecondMoments:
         self._gains.setdefault(use.weight, set()).add(use.gain)
         of_weight = self._moments.setdefault(use.weight, {})
         if use.view not in of_weight:
-            of_weight[use.view] = SecondMoment(use.weight, use.view.groups, use.view.row_length)
-        of_weight[use.view].add(use.rows)
+            of_weight[use.view] = SecondMoment(use.weight, use.view.groups, use.view.row_length, self._images)
+        of_weight[use.view].add(use.rows, self._batch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Run one batch `[n, ...]` through the network while `capture` is entered, and return its output."""
+        self._batch = len(images)
+        return self.capture.forward(images)
 
     def views(self) -> dict[str, tuple[WeightView, ...]]:
         """The windows of each weight that multiply activations."""
@@ -198,6 +210,7 @@ def collect_bases(
     checkpoint: str,
     samples: str,
     progress: Progress,
+    all_rows: bool = False,
 ) -> Bases:
     """Run images through the network and decompose the second moments of the rows that every weight multiplies.
 
@@ -208,12 +221,13 @@ def collect_bases(
         checkpoint: The digest of the classifier's weights.
         samples: The digest of the samples at `indices`.
         progress: Told of the images and layers done.
+        all_rows: Whether to sum all rows, also where a part of them is enough (see `moments`).
 
     Raises:
         NumericsError: Activations hold NaN or infinity, or a decomposition fails; the weight is named.
         DatasetError: None of the images could be read.
     """
-    moments, facts = _captured(classifier, images, indices, progress)
+    moments, facts = _captured(classifier, images, indices, progress, all_rows)
     if not sum(facts.per_class):
         raise DatasetError(
             f"none of the {len(indices)} trusted images of {images.dataset.root} can be read", "choose others"
@@ -223,11 +237,11 @@ def collect_bases(
 
 
 def _captured(
-    classifier: Classifier, images: Images, indices: Sequence[int], progress: Progress
+    classifier: Classifier, images: Images, indices: Sequence[int], progress: Progress, all_rows: bool
 ) -> tuple[SecondMoments, SampleFacts]:
     """The second moments of the samples' rows, and what the network made of the samples."""
     while True:
-        moments = SecondMoments(classifier.module)
+        moments = SecondMoments(classifier.module, None if all_rows else len(indices))
         try:
             return moments, _run(moments, classifier, images, indices, progress)
         except (MemoryError, RuntimeError) as error:
@@ -241,10 +255,10 @@ def _run(
     """Add the rows of all samples to `moments`."""
     per_class = torch.zeros(classifier.architecture.num_classes, dtype=torch.int64)
     contradicted = 0
-    with progress.stage("capturing activations", len(indices)) as advance, full_precision(), moments.capture as capture:
+    with progress.stage("capturing activations", len(indices)) as advance, full_precision(), moments.capture:
         for batch in images.batches(indices):
             with classifier.running():
-                output = capture.forward(classifier.inputs(batch.images))
+                output = moments.forward(classifier.inputs(batch.images))
             predictions = classifier.check_output(output, len(batch.images)).argmax(dim=1).cpu()
             per_class += torch.bincount(batch.labels, minlength=len(per_class))
             contradicted += int((predictions != batch.labels).sum())

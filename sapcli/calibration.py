@@ -88,7 +88,7 @@ def _average(
                 seen += len(decoded)
                 for layer in layers:
                     layer.momentum = len(decoded) / seen
-                classifier.module(classifier.inputs(decoded))
+                classifier.forward(classifier.inputs(decoded), exact=False)
             advance(len(batch.indices))
 
 

@@ -20,6 +20,7 @@ from sapcli.options import (
     DATA,
     GATES,
     RUN,
+    AllRows,
     CheckpointArgument,
     CheckpointArguments,
     DataArgument,
@@ -116,6 +117,7 @@ def activations(
     run: RunOptions,
     output: OutputOptions,
     trusted: Trusted = None,
+    all_rows: AllRows = False,
 ) -> None:
     """Decompose every layer's input activations on the trusted samples (SVD) into bases.
 
@@ -126,7 +128,7 @@ def activations(
     from sapcli import commands
     from sapcli.inputs import Inputs
 
-    commands.activations(Inputs(checkpoint, data, model, images, run), selection, trusted, output)
+    commands.activations(Inputs(checkpoint, data, model, images, run, all_rows), selection, trusted, output)
 
 
 @app.command()
@@ -142,6 +144,7 @@ def project(
     output: OutputOptions,
     record: RecordOptions,
     trusted: Trusted = None,
+    all_rows: AllRows = False,
     require_gain: Annotated[
         float | None,
         option(
@@ -167,7 +170,7 @@ def project(
     from sapcli.inputs import Inputs
 
     request = repairing.Request(selection, trusted, projection, output, record, require_gain, dry_run)
-    repairing.project(checkpoints, Inputs(checkpoints[0], data, model, images, run), request)
+    repairing.project(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows), request)
 
 
 @app.command()

@@ -65,7 +65,7 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
 
 def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: PlanFormat | None) -> None:
     """`sap inspect`."""
-    settings = run.to_settings(strict_images=False)
+    settings = run.to_settings()
     workload = usual_workload(settings.batch_size)
     print_inspection(
         inspect_checkpoint(open_checkpoint(source), model.to_source(), settings.device, workload), output_format

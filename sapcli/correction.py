@@ -121,7 +121,8 @@ class Correction:
         kind: The importance formula.
         forget: Bases of the suspected samples.
         forget_mode: What they take away.
-        calibrate: Re-estimates the BatchNorm statistics after a projection; `None` keeps them.
+        calibrate: Re-estimates the BatchNorm statistics after a projection, on all or, for a first look, on the first
+            so many of its images; `None` keeps them.
 
     Raises:
         NumericsError: No activation of the samples reached a weight that is to be projected.
@@ -137,7 +138,7 @@ class Correction:
         *,
         forget: Bases | None = None,
         forget_mode: ForgetMode = ForgetMode.KEEP_SHARED,
-        calibrate: Callable[[], None] | None = None,
+        calibrate: Callable[[int | None], None] | None = None,
     ) -> None:
         bases.require_rows(plan.projected)
         self._classifier = classifier
@@ -157,14 +158,22 @@ class Correction:
                     self._buffers[f"{name}.{statistic}" if name else statistic] = getattr(layer, statistic)
         self._calibrated: dict[float, dict[str, Tensor]] = {}
 
-    def apply(self, alpha: float) -> None:
-        """Put the weights repaired with `alpha` into the network, and its BatchNorm statistics."""
+    def apply(self, alpha: float, first_look: int | None = None) -> None:
+        """Put the weights repaired with `alpha` into the network, and its BatchNorm statistics.
+
+        Args:
+            alpha: The importance's coefficient.
+            first_look: How many images are enough for the statistics this time.
+        """
         for name in (*self._plan.projected, *self._gains):
             self._parameters[name].data.copy_(self._projected(name, alpha))
         if self._calibrate is None:
             return
+        if first_look is not None and alpha not in self._calibrated:
+            self._calibrate(first_look)
+            return
         if alpha not in self._calibrated:
-            self._calibrate()
+            self._calibrate(None)
             self._calibrated[alpha] = {
                 name: buffer.detach().to("cpu", self._entry_dtype(name), copy=True)
                 for name, buffer in self._buffers.items()

@@ -1,4 +1,4 @@
-"""The device that a run computes on."""
+"""The device that a run computes on, and what it is fast at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import re
 import torch
 
 from sapcli.errors import DeviceError, UsageError
+from sapcli.settings import Precision
+
+# In smaller networks the conversions take more time than the products save.
+_WORTH_CONVERTING = 1 << 20
 
 
 def resolve_device(name: str) -> torch.device:
@@ -34,3 +38,26 @@ def resolve_device(name: str) -> torch.device:
             raise DeviceError(f"--device {name}: PyTorch finds {found} on this machine", "use --device cpu or auto")
         return torch.device("cuda", number)
     raise UsageError(f"--device {name}: there is no such device", "use auto, cpu, cuda, cuda:N or mps")
+
+
+def fast_dtype(device: torch.device, precision: Precision, parameters: int) -> torch.dtype | None:
+    """What to convert to (`torch.autocast`) in passes that need not be exact; `None` for float32 as it is.
+
+    Args:
+        device: Where the network runs.
+        precision: What was asked for.
+        parameters: How many the network has.
+    """
+    if precision is Precision.AUTO:
+        wanted = parameters >= _WORTH_CONVERTING and _is_fast_at_bfloat16(device)
+    else:
+        wanted = precision is Precision.BFLOAT16
+    return torch.bfloat16 if wanted else None
+
+
+def _is_fast_at_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Without these instructions the CPU computes it in float32, with conversions on top.
+    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)

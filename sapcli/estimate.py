@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
+from sapcli.search import FIRST_LOOK
 
 # A symmetric eigendecomposition with vectors takes about 9 d^3 operations (Golub and Van Loan, section 8.3).
 _EIGH_OPERATIONS = 9
@@ -36,9 +37,10 @@ class Workload:
         trusted: Trusted images.
         captured: Whether their activations are captured; not where the bases are given.
         judged: Images that every trial is judged on.
-        trials: Values of alpha.
+        trials: Values of alpha that are judged on all of these.
         batchnorm: Images that BatchNorm is re-estimated on in every trial.
         batch_size: Images at a time.
+        looks: Values of alpha that a part of the images takes a first look at.
     """
 
     scored: int
@@ -48,6 +50,13 @@ class Workload:
     trials: int
     batchnorm: int
     batch_size: int
+    looks: int = 0
+
+    @property
+    def judging(self) -> int:
+        """The images that run in order to choose alpha, the unchanged model's too."""
+        looked_at = self.looks * (FIRST_LOOK + min(self.batchnorm, FIRST_LOOK))
+        return looked_at + (self.trials + 1) * self.judged + self.trials * self.batchnorm
 
 
 @dataclass(frozen=True)
@@ -143,11 +152,12 @@ def estimate(
             _stage_at(rates.decompositions)("decompositions", sum(_basis_operations(*size) for size in sizes)),
         ]
     # Beside the trials, the chosen weights are made once more for the report and once for the file.
+    projections = workload.looks + workload.trials + 2
     stages += [
-        products("projections", (workload.trials + 2) * sum(_projection_operations(*size) for size in sizes)),
+        products("projections", projections * sum(_projection_operations(*size) for size in sizes)),
         forward(
-            f"judging {workload.trials} values of alpha",
-            ((workload.trials + 1) * workload.judged + workload.trials * workload.batchnorm) * network.operations,
+            f"judging {max(workload.looks, workload.trials)} values of alpha",
+            workload.judging * network.operations,
         ),
     ]
     activations = network.activation_bytes * workload.batch_size

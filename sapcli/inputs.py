@@ -29,6 +29,7 @@ class Inputs:
     model: ModelOptions
     images: DataOptions
     run: RunOptions
+    all_rows: bool = False
 
     def terminal(self) -> console.Terminal:
         """Where the run tells what it does: people on stderr, and programs on the descriptor that they asked for."""
@@ -37,7 +38,7 @@ class Inputs:
 
     def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
         """The session that the inputs ask for; opens the checkpoint."""
-        settings = self.run.to_settings(self.images.strict_images)
+        settings = self.run.to_settings(self.images.strict_images, self.all_rows)
         return Session(
             open_checkpoint(self.checkpoint),
             self.images.to_source(self.data, validation),

@@ -103,14 +103,16 @@ class Inspection:
 
 def usual_workload(batch_size: int) -> Workload:
     """What a repair runs where no data is named: 50,000 training images, 1,000 of them trusted, no validation data."""
+    looks, trials = usual_trials(Evidence.KNEE)
     return Workload(
         scored=50_000,
         trusted=1_000,
         captured=True,
         judged=1_000,
-        trials=usual_trials(Evidence.KNEE),
+        trials=trials,
         batchnorm=BATCHNORM_IMAGES,
         batch_size=batch_size,
+        looks=looks,
     )
 
 

@@ -23,6 +23,7 @@ from sapcli.settings import (
     Importance,
     LabelForm,
     ModelSource,
+    Precision,
     ProjectionSettings,
     RunSettings,
     SelectionSettings,
@@ -74,6 +75,15 @@ Trusted = Annotated[
         metavar="FILE|FOLDER|-",
         help="The trusted set: what `sap select` wrote, a list of paths or indices, a folder of images, or - for stdin."
         " Without it, selected as by `sap select`.",
+    ),
+]
+
+AllRows = Annotated[
+    bool,
+    option(
+        "--all-rows",
+        panel=REPAIR,
+        help="Sum all rows of every layer, also where a part of them tells the same: exact, and slower.",
     ),
 ]
 
@@ -335,6 +345,15 @@ class RunOptions:
     workers: Annotated[
         int | None, option("--workers", panel=RUN, min=0, help="Processes that decode images; one a core by default.")
     ] = None
+    precision: Annotated[
+        Precision,
+        option(
+            "--precision",
+            panel=RUN,
+            help="Of the passes that look for alpha and for samples; auto is bfloat16 where that is faster. Bases and"
+            " the measurements of eval are always float32.",
+        ),
+    ] = Precision.AUTO
     seed: Annotated[int, option("--seed", panel=RUN, min=0, help="For all that is random.")] = 0
     cache_dir: Annotated[
         Path | None,
@@ -349,7 +368,7 @@ class RunOptions:
         bool, option("-v", "--verbose", panel=RUN, help="Also name every weight that is left as it is, and why.")
     ] = False
 
-    def to_settings(self, strict_images: bool) -> RunSettings:
+    def to_settings(self, strict_images: bool = False, all_rows: bool = False) -> RunSettings:
         """The options, the device looked for.
 
         Raises:
@@ -358,7 +377,15 @@ class RunOptions:
         from sapcli.device import resolve_device
 
         workers = _cores() if self.workers is None else self.workers
-        return RunSettings(resolve_device(self.device), self.batch_size, workers, self.seed, strict_images)
+        return RunSettings(
+            resolve_device(self.device),
+            self.batch_size,
+            workers,
+            self.seed,
+            strict_images,
+            self.precision,
+            all_rows,
+        )
 
 
 def _cores() -> int:

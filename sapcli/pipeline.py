@@ -19,7 +19,7 @@ from sapcli.evaluation import Gain, Metrics, measure, paired_gain
 from sapcli.evidence import weak_points
 from sapcli.saving import written_digest
 from sapcli.scoring import Outcomes
-from sapcli.search import Choice, Evidence, best_on_validation, knee, usual_trials
+from sapcli.search import FIRST_LOOK, WORTH_A_FIRST_LOOK, Choice, Evidence, best_on_validation, knee, usual_trials
 from sapcli.session import Samples, Session
 from sapcli.settings import (
     BatchNorm,
@@ -85,14 +85,16 @@ def repair_workload(
     evidence = Evidence.FIXED if settings.alpha is not None else Evidence.KNEE
     if settings.alpha is None and validation:
         evidence = Evidence.VALIDATION
+    looks, trials = usual_trials(evidence, settings.importance is Importance.GPM, validation)
     return Workload(
         scored=len(session.training.paths) if selects else 0,
         trusted=trusted,
         captured=captures,
         judged=trusted if evidence is Evidence.KNEE else validation,
-        trials=usual_trials(evidence, settings.importance is Importance.GPM),
+        trials=trials,
         batchnorm=len(_batchnorm_indices(session, settings)),
         batch_size=session.settings.batch_size,
+        looks=looks,
     )
 
 
@@ -126,14 +128,19 @@ def _repair(
     correction = _correction(session, settings, bases, plan, forget)
     judges = _judges(session, bases)
     validation = session.images(session.validation) if session.validation is not None and judges else None
-    before = None if validation is None else session.score(validation, "validating the unchanged model", judges)
+    before = None if validation is None else session.validation_outcomes(validation, judges)
     outcomes: dict[float, Outcomes] = {}
 
     def accuracy(alpha: float) -> float:
         assert validation is not None
         correction.apply(alpha)
-        outcomes[alpha] = session.score(validation, f"validating alpha {alpha:g}", judges)
-        return float(outcomes[alpha].correct.double().mean())
+        outcomes[alpha] = session.score(validation, f"validating alpha {alpha:g}", judges, exact=False)
+        return outcomes[alpha].accuracy
+
+    def first_look(alpha: float) -> float:
+        assert validation is not None
+        correction.apply(alpha, FIRST_LOOK)
+        return session.score(validation, f"looking at alpha {alpha:g}", some_judges, exact=False).accuracy
 
     energies = settings.importance is Importance.GPM
     if settings.alpha is not None:
@@ -141,8 +148,14 @@ def _repair(
         if validation is not None:
             accuracy(settings.alpha)
     elif before is not None and len(before):
-        unchanged = float(before.correct.double().mean())
-        choice = best_on_validation(accuracy, unchanged, energies, len(before))
+        some_judges = _shuffled(judges, session.settings.seed)[:FIRST_LOOK]
+        choice = best_on_validation(
+            accuracy,
+            before.accuracy,
+            energies,
+            len(before),
+            first_look if len(judges) >= WORTH_A_FIRST_LOOK else None,
+        )
         choice = replace(choice, samples=len(before))
     elif trusted is not None:
         choice = _knee(session, correction, trusted, energies)
@@ -193,12 +206,12 @@ def _correction(
     indices = _batchnorm_indices(session, settings)
     batch_size = BATCHNORM_BATCH
 
-    def calibrate() -> None:
+    def calibrate(first: int | None) -> None:
         nonlocal batch_size
         batch_size = reestimate(
             session.classifier,
             session.training_images,
-            indices,
+            indices[:first],
             session.progress,
             "re-estimating BatchNorm",
             batch_size,
@@ -224,21 +237,24 @@ def _batchnorm_indices(session: Session, settings: ProjectionSettings) -> list[i
     """
     if settings.batchnorm is BatchNorm.KEEP or not batchnorm_layers(session.classifier.module):
         return []
-    generator = torch.Generator().manual_seed(session.settings.seed)
-    order: list[int] = torch.randperm(len(session.training.paths), generator=generator)[:BATCHNORM_IMAGES].tolist()
-    return order
+    return _shuffled(range(len(session.training.paths)), session.settings.seed)[:BATCHNORM_IMAGES]
+
+
+def _shuffled(indices: Sequence[int], seed: int) -> list[int]:
+    """The indices in a random order."""
+    generator = torch.Generator().manual_seed(seed)
+    return [indices[position] for position in torch.randperm(len(indices), generator=generator).tolist()]
 
 
 def _knee(session: Session, correction: Correction, trusted: Samples, energies: bool) -> Choice:
-    before = session.score(trusted.images, "scoring the trusted samples", trusted.indices)
+    before = session.score(trusted.images, "scoring the trusted samples", trusted.indices, exact=False)
     right = before.indices[before.correct].tolist()
     if not right:
         return Choice(None, Evidence.KNEE, ())
 
     def kept_right(alpha: float) -> float:
         correction.apply(alpha)
-        after = session.score(trusted.images, f"trying alpha {alpha:g}", right)
-        return float(after.correct.double().mean())
+        return session.score(trusted.images, f"trying alpha {alpha:g}", right, exact=False).accuracy
 
     return replace(knee(kept_right, energies), samples=len(right))
 

@@ -204,7 +204,9 @@ def _search(repair: Repair, settings: ProjectionSettings) -> Search:
         evidence=choice.evidence,
         explanation=_explanation(repair),
         samples=choice.samples,
-        attempts=tuple(Attempt(trial.alpha, wilson(trial.score, choice.samples)) for trial in choice.trials),
+        attempts=tuple(
+            Attempt(trial.alpha, wilson(trial.score, trial.samples or choice.samples)) for trial in choice.trials
+        ),
         unchanged=None if unchanged is None else wilson(unchanged, choice.samples),
         log_scale=settings.importance is not Importance.GPM,
     )

@@ -163,8 +163,10 @@ class Patches:
         """Whether `add_shifted_products` applies: neighbouring patches share all but one line of the first axis."""
         return self.kernel[0] > 1 and self.geometry.stride[0] == 1
 
-    def add_shifted_products(self, total: Tensor) -> None:
-        """Add the rows' second moment to `total`, `[groups, d, d]`, at about a third of the operations for 3x3 kernels.
+    def add_shifted_products(self, total: Tensor, weight: float = 1.0) -> None:
+        """Add the rows' second moment, times `weight`, to `total`, `[groups, d, d]`.
+
+        It takes about a third of the operations for 3x3 kernels.
 
         The block of `G` for the kernel's lines `a` and `b` of the first spatial axis is the correlation of the input's
         lines with the lines `b - a` further on, over those that `a` meets. All pairs of the same distance have the same
@@ -186,9 +188,9 @@ class Patches:
                 for first, product in self._correlations(by_line, distance):
                     second = first + distance
                     block = product.view(self.groups, channels, rest, channels, rest)
-                    blocks[:, :, first, :, :, second, :] += block
+                    blocks[:, :, first, :, :, second, :].add_(block, alpha=weight)
                     if distance:
-                        blocks[:, :, second, :, :, first, :] += block.permute(0, 3, 4, 1, 2)
+                        blocks[:, :, second, :, :, first, :].add_(block.permute(0, 3, 4, 1, 2), alpha=weight)
 
     def _correlations(self, by_line: Tensor, distance: int) -> Iterator[tuple[int, Tensor]]:
         """The products of each kernel line `a` with line `a + distance`, `[groups, D, D]`.

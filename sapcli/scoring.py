@@ -18,7 +18,7 @@ from sapcli.memory import in_portions, is_out_of_memory
 from sapcli.progress import Progress
 
 
-@dataclass(frozen=True)
+@dataclass
 class Classifier:
     """A loaded network with what is needed to feed it.
 
@@ -26,11 +26,14 @@ class Classifier:
         loaded: The module with the checkpoint's weights, on `device`, in eval mode.
         architecture: What the module is.
         device: Where it runs.
+        fast_dtype: What passes that need not be exact are converted to; `None` leaves them in float32, and is set where
+            the network does not run otherwise.
     """
 
     loaded: LoadedModel
     architecture: Architecture
     device: torch.device
+    fast_dtype: torch.dtype | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -41,10 +44,23 @@ class Classifier:
         """Normalised float32 images on the device, from decoded uint8 `[n, C, H, W]`."""
         return normalise(images.to(self.device, non_blocking=True), self.architecture.preprocessing)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, *, exact: bool = True) -> Tensor:
         """The network's output, float32 `[n, classes]`, for decoded uint8 images `[n, C, H, W]`."""
         with torch.inference_mode(), self.running():
-            return self.check_output(self.module(self.inputs(images)), len(images))
+            return self.check_output(self.forward(self.inputs(images), exact=exact), len(images))
+
+    def forward(self, inputs: Tensor, *, exact: bool = True) -> object:
+        """What the network makes of normalised images, in float32 or, where it need not be exact, in `fast_dtype`."""
+        if exact or self.fast_dtype is None:
+            return self.module(inputs)
+        try:
+            with torch.autocast(self.device.type, self.fast_dtype):
+                return self.module(inputs)
+        except Exception as error:  # not every network can be converted, and each fails in its own way
+            if is_out_of_memory(error):
+                raise
+            self.fast_dtype = None
+            return self.module(inputs)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -114,6 +130,11 @@ class Outcomes:
         """Whether the prediction is the given label, bool `[n]`."""
         return self.predictions == self.labels
 
+    @property
+    def accuracy(self) -> float:
+        """The share of the samples whose prediction is the given label, in [0, 1]; NaN without any."""
+        return float(self.correct.double().mean())
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -124,8 +145,18 @@ def score(
     progress: Progress,
     stage: str,
     indices: Sequence[int] | None = None,
+    *,
+    exact: bool = True,
 ) -> Outcomes:
     """Run the classifier in eval mode over the samples at `indices`, all by default.
+
+    Args:
+        classifier: The network.
+        images: The dataset's images.
+        progress: Told of the images done.
+        stage: The stage's name.
+        indices: Which images.
+        exact: Whether in float32, and not in what the device is fastest at.
 
     Raises:
         NumericsError: The network's output holds a NaN.
@@ -134,7 +165,7 @@ def score(
     classifier.module.eval()
     with progress.stage(stage, len(images.dataset.paths) if indices is None else len(indices)) as advance:
         for batch in images.batches(indices):
-            columns += in_portions(partial(_outcome, classifier), batch, images, progress)
+            columns += in_portions(partial(_outcome, classifier, exact), batch, images, progress)
             advance(len(batch.indices))
     if not columns:
         empty = torch.zeros(0, dtype=torch.int64)
@@ -142,9 +173,9 @@ def score(
     return Outcomes(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
-def _outcome(classifier: Classifier, batch: Batch) -> tuple[Tensor, ...]:
+def _outcome(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
     """The columns of `Outcomes` for one batch."""
-    logits = classifier.logits(batch.images)
+    logits = classifier.logits(batch.images, exact=exact)
     if bool(logits.isnan().any()):
         raise NumericsError(
             f"the network's output is NaN for image number {int(batch.indices[logits.isnan().any(1).cpu()][0])}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,9 @@ import numpy as np
 # The range of alpha in decades, and how often the step is halved around the best.
 _FIRST_DECADE, _LAST_DECADE = 2, 7
 _REFINEMENTS = 2
+# Of so many validation samples or more, the first ones take a first look at every alpha.
+WORTH_A_FIRST_LOOK = 2000
+FIRST_LOOK = 1000
 # How far from the best, in decades, trials tell where the peak is.
 _NEAR_DECADES = 0.6
 # How much of the trusted samples that the model had right has to stay right.
@@ -30,10 +34,17 @@ class Evidence(StrEnum):
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and how it scored: a fraction in [0, 1] of validation samples, or of trusted samples kept right."""
+    """A candidate and how it scored: a fraction in [0, 1] of validation samples, or of trusted samples kept right.
+
+    Attributes:
+        alpha: The candidate.
+        score: The fraction.
+        samples: Of how many samples, where it is not as many as of the whole choice.
+    """
 
     alpha: float
     score: float
+    samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,54 +67,71 @@ class Choice:
 
 
 def best_on_validation(
-    accuracy: Callable[[float], float], unchanged: float, energies: bool = False, samples: int = 0
+    accuracy: Callable[[float], float],
+    unchanged: float,
+    energies: bool = False,
+    samples: int = 0,
+    first_look: Callable[[float], float] | None = None,
 ) -> Choice:
     """The alpha with the highest accuracy on validation data.
 
     Decades first, then twice half the step around the best. Of equals the larger alpha wins, since it changes less; the
     unchanged model wins a tie with all. The highest of several noisy measurements is not always the best alpha, so the
     peak of the parabola through those around it is tried too, and taken where it is as good within half a standard
-    error.
+    error. With a `first_look`, only the highest and the peak get their `accuracy` measured.
 
     Args:
         accuracy: Of the model repaired with an alpha, in [0, 1].
         unchanged: Accuracy of the model as it was.
         energies: Whether alpha is a fraction of the energy, as for `gpm`.
         samples: How many samples an accuracy is a fraction of; 0 for exact ones.
+        first_look: The accuracy on the first `FIRST_LOOK` of the samples, which takes less time.
     """
-    trials: dict[float, float] = {}
+    looks: dict[float, float] = {}
 
-    def attempt(alphas: Sequence[float]) -> None:
+    def look(alphas: Sequence[float]) -> None:
         for alpha in alphas:
-            if alpha not in trials:
-                trials[alpha] = accuracy(alpha)
-
-    def best() -> float:
-        return max(trials, key=lambda alpha: (trials[alpha], alpha))
+            if alpha not in looks:
+                looks[alpha] = (first_look or accuracy)(alpha)
 
     if energies:
-        attempt(_ENERGIES)
+        look(_ENERGIES)
     else:
         decades = [float(exponent) for exponent in range(_FIRST_DECADE, _LAST_DECADE + 1)]
-        attempt([_power(exponent) for exponent in decades])
+        look([_power(exponent) for exponent in decades])
         step = 1.0
         for _ in range(_REFINEMENTS):
             step /= 2
-            middle = math.log10(best())
+            middle = math.log10(_best(looks))
             around = [middle - step, middle + step]
-            attempt([_power(exponent) for exponent in around if _FIRST_DECADE <= exponent <= _LAST_DECADE])
-    winner = best()
-    peak = None if energies or not samples else _peak(trials, winner)
+            look([_power(exponent) for exponent in around if _FIRST_DECADE <= exponent <= _LAST_DECADE])
+    highest = _best(looks)
+    peak = None if energies or not samples else _peak(looks, highest)
+    if first_look is None:
+        measured = looks
+    else:
+        # Without a peak the two highest are left, since which of them is better is hardly known yet.
+        rival = _best({alpha: score for alpha, score in looks.items() if alpha != highest})
+        measured = {alpha: accuracy(alpha) for alpha in ([highest, rival] if peak is None else [highest])}
+    winner = _best(measured)
     if peak is not None:
-        attempt([peak])
-        error = math.sqrt(max(trials[winner] * (1 - trials[winner]), 0.0) / samples)
-        winner = peak if trials[peak] >= trials[winner] - error / 2 and trials[peak] > unchanged else best()
+        measured[peak] = accuracy(peak)
+        error = math.sqrt(max(measured[winner] * (1 - measured[winner]), 0.0) / samples)
+        near = measured[peak] >= measured[winner] - error / 2 and measured[peak] > unchanged
+        winner = peak if near else _best(measured)
+    trials = [Trial(alpha, score) for alpha, score in measured.items()]
+    trials += [Trial(alpha, score, FIRST_LOOK) for alpha, score in looks.items() if alpha not in measured]
     return Choice(
-        winner if trials[winner] > unchanged else None,
+        winner if measured[winner] > unchanged else None,
         Evidence.VALIDATION,
-        tuple(Trial(alpha, trials[alpha]) for alpha in sorted(trials)),
+        tuple(sorted(trials, key=lambda trial: trial.alpha)),
         unchanged,
     )
+
+
+def _best(scores: Mapping[float, float]) -> float:
+    """The alpha with the highest score, the larger one of equals."""
+    return max(scores, key=lambda alpha: (scores[alpha], alpha))
 
 
 def knee(kept_right: Callable[[float], float], energies: bool = False) -> Choice:
@@ -141,14 +169,28 @@ def knee(kept_right: Callable[[float], float], energies: bool = False) -> Choice
     )
 
 
-def usual_trials(evidence: Evidence, energies: bool = False) -> int:
-    """How many values of alpha a search on this evidence tries, where what it looks for lies in the middle."""
+def usual_trials(evidence: Evidence, energies: bool = False, samples: int = 0) -> tuple[int, int]:
+    """How many values of alpha get a first look, and how many are tried on all samples.
+
+    As it is where the search finds what it looks for in the middle of the range.
+    """
     if evidence is Evidence.FIXED:
-        return 1
+        return 0, 1
     target = _ENERGIES[len(_ENERGIES) // 2] if energies else _power((_FIRST_DECADE + _LAST_DECADE) // 2)
     if evidence is Evidence.KNEE:
-        return len(knee(lambda alpha: float(alpha >= target), energies).trials)
-    return len(best_on_validation(lambda alpha: -abs(math.log(alpha / target)), -math.inf, energies, 1).trials)
+        return 0, len(knee(lambda alpha: float(alpha >= target), energies).trials)
+    tried: Counter[str] = Counter()
+
+    def count(kind: str) -> Callable[[float], float]:
+        def score(alpha: float) -> float:
+            tried[kind] += 1
+            return -abs(math.log(alpha / target))
+
+        return score
+
+    first_look = count("looks") if samples >= WORTH_A_FIRST_LOOK else None
+    best_on_validation(count("trials"), -math.inf, energies, 1, first_look)
+    return tried["looks"], tried["trials"]
 
 
 def _peak(trials: Mapping[float, float], best: float) -> float | None:

@@ -23,6 +23,7 @@ _CURVATURE_DRAWS = 10
 # Python refuses to convert longer numbers, and no list has so many samples, or a float so large a loss.
 _MOST_DIGITS = 18
 _LARGEST_LOSS = 1e18
+_FEW_MORE = 16
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,25 @@ def select_lowest(
         loss = None if losses is None else round(float(losses[position]), 6)
         samples.append(TrustedSample(index, dataset.paths[index], dataset.classes[dataset.labels[index]], loss))
     return TrustedSet(tuple(samples))
+
+
+def likely_lowest(dataset: Dataset, indices: Tensor, scores: Tensor, count: int) -> list[int]:
+    """The samples among which those of `select_lowest` are, when `scores` are only about right.
+
+    Args:
+        dataset: The dataset that `indices` point into.
+        indices: The candidates, int64 `[n]`.
+        scores: What is to be low, `[n]`, with an error of a few percent.
+        count: How many samples will be selected.
+
+    Returns:
+        Indices, ascending: of each class those with the lowest scores, twice as many as it will give and a few more.
+    """
+    labels = torch.tensor(dataset.labels)[indices]
+    shares = balanced_shares(torch.bincount(labels, minlength=len(dataset.classes)).tolist(), count)
+    wide = [2 * share + _FEW_MORE for share in shares.counts]
+    found: list[int] = indices[class_balanced_lowest(scores, labels, wide)].tolist()
+    return found
 
 
 def random_scores(count: int, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from sapcli.checkpoint import Checkpoint
 from sapcli.contents import contents_of, find_contents
 from sapcli.correction import LayerPlan, plan_layers
 from sapcli.dataset import Dataset, Role, open_dataset
+from sapcli.device import fast_dtype
 from sapcli.errors import CheckpointError, DatasetError
 from sapcli.files import atomic_write
 from sapcli.folders import split_folders
@@ -26,7 +28,7 @@ from sapcli.images import Images
 from sapcli.progress import Progress
 from sapcli.saving import write_safetensors
 from sapcli.scoring import Classifier, Outcomes, score
-from sapcli.selection import TrustedSet, curvatures, parse_trusted, random_scores, select_lowest
+from sapcli.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
 from sapcli.settings import (
     DataSource,
     ModelSource,
@@ -80,7 +82,13 @@ class Session:
             self.progress.note(
                 f"{len(loaded.extra_entries)} entries are not the network's and stay as they are: {named}"
             )
-        return Classifier(loaded, self.architecture, self.settings.device)
+        return Classifier(loaded, self.architecture, self.settings.device, self._fast_dtype)
+
+    @cached_property
+    def _fast_dtype(self) -> torch.dtype | None:
+        """What passes that need not be exact are converted to."""
+        parameters = sum(math.prod(entry.shape) for entry in self.checkpoint.entries.values())
+        return fast_dtype(self.settings.device, self.settings.precision, parameters)
 
     @cached_property
     def training(self) -> Dataset:
@@ -156,9 +164,11 @@ class Session:
             strict=self.settings.strict_images,
         )
 
-    def score(self, images: Images, stage: str, indices: Sequence[int] | None = None) -> Outcomes:
+    def score(
+        self, images: Images, stage: str, indices: Sequence[int] | None = None, *, exact: bool = True
+    ) -> Outcomes:
         """Run the classifier over images; see `scoring.score`."""
-        return score(self.classifier, images, self.progress, stage, indices)
+        return score(self.classifier, images, self.progress, stage, indices, exact=exact)
 
     def _made_from(self, fingerprint: str) -> dict[str, object]:
         """What every cached artifact depends on: the weights, how images are fed to them, and the images."""
@@ -207,13 +217,24 @@ class Session:
         return content
 
     def training_outcomes(self) -> Outcomes:
-        """What the model makes of every training image, cached."""
+        """What the checkpoint's own weights make of every training image, need not be exactly, cached."""
+        return self._outcomes(self.training_images, range(len(self.training.paths)), "scoring training images")
+
+    def validation_outcomes(self, images: Images, indices: Sequence[int]) -> Outcomes:
+        """What the checkpoint's own weights make of validation images, need not be exactly, cached."""
+        return self._outcomes(images, indices, "validating the unchanged model")
+
+    def _outcomes(self, images: Images, indices: Sequence[int], stage: str) -> Outcomes:
+        parts = self._made_from(images.dataset.fingerprint) | {
+            "dtype": str(self._fast_dtype),
+            "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
+        }
         return self._fetch_made_of(
-            self.training_images,
-            range(len(self.training.paths)),
+            images,
+            indices,
             "scores",
-            self._made_from(self.training.fingerprint),
-            make=lambda: self.score(self.training_images, "scoring training images"),
+            parts,
+            make=lambda: self.score(images, stage, indices, exact=False),
             read=_read_outcomes,
             write=_write_outcomes,
         )
@@ -225,6 +246,7 @@ class Session:
             "count": settings.count,
             "strategy": settings.strategy,
             "seed": self.settings.seed if settings.strategy is not Strategy.LOSS else 0,
+            "dtype": str(self._fast_dtype) if settings.strategy is Strategy.LOSS else "",
             "excluded": sorted(excluded),
             "validation": "" if self.validation is None else self.validation.fingerprint,
         }
@@ -239,7 +261,7 @@ class Session:
         )
 
     def _select(self, settings: SelectionSettings, excluded: frozenset[int]) -> TrustedSet:
-        losses = None
+        by_loss = settings.strategy is Strategy.LOSS
         if settings.strategy is Strategy.CURVATURE:
             indices, scores = curvatures(self.classifier, self.training_images, self.progress, self.settings.seed)
         elif settings.strategy is Strategy.RANDOM:
@@ -248,13 +270,17 @@ class Session:
         else:
             outcomes = self.training_outcomes()
             indices, scores = outcomes.indices, outcomes.losses
-            losses = outcomes.losses
         while True:
             if excluded:
                 allowed = ~torch.isin(indices, torch.tensor(sorted(excluded)))
                 indices, scores = indices[allowed], scores[allowed]
-                losses = losses[allowed] if losses is not None else None
-            trusted = select_lowest(self.training, indices, scores, settings.count, losses, self.progress)
+            candidates, exact = indices, scores
+            if by_loss and self._fast_dtype is not None:
+                likely = likely_lowest(self.training, indices, scores, settings.count)
+                outcomes = self.score(self.training_images, "scoring the most believable ones in float32", likely)
+                candidates, exact = outcomes.indices, outcomes.losses
+            losses = exact if by_loss else None
+            trusted = select_lowest(self.training, candidates, exact, settings.count, losses, self.progress)
             excluded = self._copies_of_validation(trusted.indices)
             if not excluded:
                 return trusted
@@ -293,7 +319,10 @@ class Session:
 
     def bases(self, samples: Samples) -> Bases:
         """The bases of all weights from the samples' activations, cached."""
-        parts = self._made_from(samples.images.dataset.fingerprint) | {"samples": samples.digest}
+        parts = self._made_from(samples.images.dataset.fingerprint) | {
+            "samples": samples.digest,
+            "all_rows": self.settings.all_rows,
+        }
         return self._fetch_made_of(
             samples.images,
             samples.indices,
@@ -306,6 +335,7 @@ class Session:
                 checkpoint=self.checkpoint.digest,
                 samples=samples.digest,
                 progress=self.progress,
+                all_rows=self.settings.all_rows,
             ),
             read=read_bases,
             write=write_bases,

@@ -53,6 +53,15 @@ class BatchNorm(StrEnum):
     KEEP = "keep"
 
 
+class Precision(StrEnum):
+    """What the network computes in where it need not be exact: to choose alpha, and to look through samples."""
+
+    AUTO = "auto"
+    """bfloat16 where the device is fast at it and the network is large enough to gain from it, else float32."""
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class OutputFormat(StrEnum):
     """How metrics are written."""
 
@@ -100,6 +109,8 @@ class RunSettings:
     workers: int = 0
     seed: int = 0
     strict_images: bool = False
+    precision: Precision = Precision.AUTO
+    all_rows: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from sapcli.errors import NumericsError
 from sapcli.moments import Basis, SecondMoment
+from sapcli.projection import importance
 from sapcli.rows import Geometry, Patches
+from sapcli.settings import Importance
 
 
 def rows_of(groups: int, count: int, length: int, seed: int = 0) -> Tensor:
@@ -129,3 +131,81 @@ def test_a_failed_decomposition_names_the_layer(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", fail)
     with pytest.raises(NumericsError, match=r"the second moment of layer\.weight could not be decomposed"):
         moment_of(rows_of(1, 5, 4)).basis()
+
+
+def images_like(count: int, side: int, seed: int = 0) -> Tensor:
+    """Smooth images that differ from each other in brightness and pattern, `[count, 4, side, side]`."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 4, 3, 3, generator=generator) + torch.randn(count, 4, 1, 1, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
+    return smooth + 0.05 * torch.randn(smooth.shape, generator=generator)
+
+
+def kept(basis: Basis, alpha: float = 3000.0) -> Tensor:
+    """`M`, float64 `[d, d]`."""
+    vectors = basis.vectors[0].double()
+    return vectors * importance(basis, Importance.SAP, alpha)[0] @ vectors.mT
+
+
+def convolved(images: Tensor, batch: int, total: int | None) -> SecondMoment:
+    moment = SecondMoment("layer.weight", 1, 36, total)
+    for part in images.split(batch):
+        moment.add(Patches(part, (3, 3), Geometry((1, 1), (1, 1), (1, 1)), 1), len(part))
+    return moment
+
+
+def test_a_part_of_many_rows_tells_about_the_same():
+    images = images_like(1200, 16)
+    exact, sampled = convolved(images, 100, None), convolved(images, 100, len(images))
+    assert exact.count == sampled.count == 1200 * 256
+    assert not torch.equal(exact.matrix(), sampled.matrix())
+    difference = torch.linalg.matrix_norm(kept(sampled.basis()) - kept(exact.basis()))
+    # Another alpha by a factor of two makes a larger difference.
+    assert difference < 0.02 * torch.linalg.matrix_norm(kept(exact.basis()))
+    assert difference < torch.linalg.matrix_norm(kept(exact.basis(), 6000.0) - kept(exact.basis()))
+
+
+def test_the_part_does_not_depend_on_the_batches():
+    images = images_like(1200, 16)
+    expected = convolved(images, 100, 1200).matrix()
+    for batch in (64, 1200):
+        torch.testing.assert_close(convolved(images, batch, 1200).matrix(), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_rows_of_products_are_sampled_too():
+    rows = rows_of(1, 40_000, 6)
+    moment, exact = SecondMoment("layer.weight", 1, 6, images=2000), moment_of(rows)
+    for part in rows.split(1000, dim=1):
+        moment.add(part, 50)
+    assert moment.count == 40_000
+    torch.testing.assert_close(moment.basis().energy_share, exact.basis().energy_share, rtol=0.05, atol=0)
+    assert not torch.equal(moment.matrix(), exact.matrix())
+
+
+@pytest.mark.parametrize("images", [1, 40, 256])
+def test_all_rows_of_few_images_count(images):
+    pictures = images_like(images, 24)
+    torch.testing.assert_close(
+        convolved(pictures, 64, images).matrix(), convolved(pictures, 64, None).matrix(), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("alpha", [100.0, 3000.0, 1e5])
+def test_a_large_matrix_is_decomposed_in_float32_within_what_samples_decide(alpha, monkeypatch):
+    # A spectrum as layers have it: it falls by five decades.
+    length = 96
+    generator = torch.Generator().manual_seed(0)
+    strengths = torch.logspace(0, -2.5, length)
+    turn = torch.linalg.qr(torch.randn(length, length, generator=generator)).Q
+    rows = torch.randn(1, 5 * length, length, generator=generator) * strengths @ turn
+    exact = moment_of(rows).basis()
+    monkeypatch.setattr("sapcli.moments._LARGE", length)
+    rounded = moment_of(rows).basis()
+    others = moment_of(torch.randn(1, 5 * length, length, generator=generator) * strengths @ turn).basis()
+    assert not torch.equal(rounded.values, exact.values)
+    torch.testing.assert_close(rounded.values.sum(), exact.values.sum(), rtol=1e-6, atol=0)
+    size = torch.linalg.matrix_norm(kept(exact, alpha))
+    error = torch.linalg.matrix_norm(kept(rounded, alpha) - kept(exact, alpha)) / size
+    by_chance = torch.linalg.matrix_norm(kept(others, alpha) - kept(exact, alpha)) / size
+    assert error < 2e-3
+    assert error < by_chance / 20

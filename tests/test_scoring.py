@@ -99,3 +99,37 @@ def test_a_nan_names_the_image(tmp_path):
     output[1, 1] = float("nan")
     with pytest.raises(NumericsError, match="NaN for image number 1"):
         score(classifier_of(Returns(output)), images_of(folder_of(tmp_path, {"a": 2, "b": 1})), SilentProgress(), "s")
+
+
+class Picky(nn.Module):
+    """A network that cannot be converted: it adds to a tensor of another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return torch.zeros(len(images), 3).index_add_(0, torch.arange(len(images)), self.head(images.flatten(1)))
+
+
+def test_what_need_not_be_exact_is_about_right(tmp_path, module):
+    images = images_of(folder_of(tmp_path, {"cat": 3, "dog": 4, "owl": 2}))
+    classifier = classifier_of(module, 3)
+    exact = score(classifier, images, SilentProgress(), "scoring", exact=False)
+    classifier.fast_dtype = torch.bfloat16
+    assert torch.equal(score(classifier, images, SilentProgress(), "scoring").losses, exact.losses)
+    about = score(classifier, images, SilentProgress(), "scoring", exact=False)
+    assert not torch.equal(about.losses, exact.losses)
+    torch.testing.assert_close(about.losses, exact.losses, rtol=0.05, atol=0.05)
+
+
+def test_a_network_that_cannot_be_converted_runs_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    images = images_of(folder_of(tmp_path, {"cat": 3, "dog": 4, "owl": 2}))
+    classifier = classifier_of(Picky().eval(), 3)
+    exact = score(classifier, images, SilentProgress(), "scoring")
+    classifier.fast_dtype = torch.bfloat16
+    found = score(classifier, images, SilentProgress(), "scoring", exact=False)
+    assert classifier.fast_dtype is None
+    assert torch.equal(found.losses, exact.losses)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sapcli.search import KNEE, Evidence, best_on_validation, knee
+from sapcli.search import KNEE, Evidence, best_on_validation, knee, usual_trials
 
 
 class Counted:
@@ -101,3 +101,35 @@ def test_a_peak_that_is_worse_than_the_best_by_more_than_the_noise_is_left() -> 
 def test_the_peak_does_not_beat_an_unchanged_model_that_is_better() -> None:
     choice = best_on_validation(lambda alpha: 0.5 - 0.01 * math.log10(alpha / 3000) ** 2, unchanged=0.6, samples=5000)
     assert choice.alpha is None
+
+
+def test_after_a_first_look_only_the_best_are_measured() -> None:
+    def truth(alpha: float) -> float:
+        return 0.7 - 0.05 * math.log10(alpha / 4000) ** 2
+
+    look, measure = Counted(lambda alpha: truth(alpha) + (0.01 if alpha == 1e4 else 0.0)), Counted(truth)
+    choice = best_on_validation(measure, unchanged=0.5, samples=5000, first_look=look)
+    assert len(measure.asked) <= 2
+    assert choice.alpha in measure.asked
+    assert 2500 < choice.alpha < 6400
+    assert len(choice.trials) == len({*look.asked, *measure.asked})
+    for trial in choice.trials:
+        assert (trial.samples is None) == (trial.alpha in measure.asked)
+        assert trial.score == (truth(trial.alpha) if trial.alpha in measure.asked else look.score(trial.alpha))
+
+
+def test_what_the_first_look_flatters_does_not_beat_the_unchanged_model() -> None:
+    choice = best_on_validation(lambda _: 0.5, unchanged=0.6, samples=5000, first_look=lambda _: 0.7)
+    assert choice.alpha is None
+
+
+def test_energies_get_a_first_look_too() -> None:
+    measure = Counted(lambda energy: 1 - abs(energy - 0.97))
+    choice = best_on_validation(measure, 0.0, energies=True, samples=5000, first_look=measure.score)
+    assert choice.alpha == 0.97
+    assert len(measure.asked) == 2
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(100, (0, 11)), (5000, (10, 2))])
+def test_the_usual_number_of_trials(samples: int, expected: tuple[int, int]) -> None:
+    assert usual_trials(Evidence.VALIDATION, samples=samples) == expected

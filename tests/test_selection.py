@@ -21,6 +21,7 @@ from sapcli.selection import (
     balanced_shares,
     class_balanced_lowest,
     curvatures,
+    likely_lowest,
     parse_trusted,
     random_scores,
     select_lowest,
@@ -100,6 +101,18 @@ def test_only_candidates_are_selected(dataset):
     assert chosen.indices == (1, 6)
     with pytest.raises(DatasetError, match="no image of"):
         select_lowest(dataset, torch.arange(0), torch.zeros(0), 2, None, SilentProgress())
+
+
+def test_those_with_the_lowest_scores_are_among_those_with_about_the_lowest(tmp_path):
+    dataset = open_dataset(folder_of(tmp_path, {"cat": 120, "dog": 90, "owl": 4}), Role.LEARN, 3)
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.arange(len(dataset.paths))
+    scores = torch.rand(len(indices), generator=generator)
+    about = scores * (1 + 0.05 * torch.randn(len(indices), generator=generator))
+    assert len(likely_lowest(dataset, indices, about, 9)) < len(indices)
+    for count in (1, 9, 30, len(indices)):
+        expected = select_lowest(dataset, indices, scores, count, None, SilentProgress()).indices
+        assert set(expected) <= set(likely_lowest(dataset, indices, about, count))
 
 
 def test_random_scores_follow_the_seed():
