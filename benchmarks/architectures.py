@@ -54,7 +54,7 @@ TABLE = ROOT / "docs" / "architectures.md"
 SIDES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448)
 IMAGES = 4
 CLASSES = 10
-SECONDS_A_NETWORK = 300
+SECONDS_A_NETWORK = 1500
 NETWORKS_A_PROCESS = 8
 # Of the outputs' largest value; float32 has seven digits, and a deep network loses some of them.
 TOLERANCE = 1e-3

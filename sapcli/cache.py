@@ -32,7 +32,12 @@ DEFAULT_LIMIT_BYTES = 10 << 30
 _IN_USE_SECONDS = 600.0
 _CHECKSUM_SUFFIX = ".sha256"
 # What people are told of when it need not be made again, in the words of the stage that makes it.
-_SHOWN = {"scores": "scoring training images", "trusted": "selecting trusted samples", "bases": "capturing activations"}
+_SHOWN = {
+    "scores": "scoring training images",
+    "validation": "validating the unchanged model",
+    "trusted": "selecting trusted samples",
+    "bases": "capturing activations",
+}
 _KEY_LENGTH = 32
 
 

@@ -55,7 +55,7 @@ class Workload:
     @property
     def judging(self) -> int:
         """The images that run in order to choose alpha, the unchanged model's too."""
-        looked_at = self.looks * (FIRST_LOOK + min(self.batchnorm, FIRST_LOOK))
+        looked_at = self.looks * (FIRST_LOOK + min(self.batchnorm, FIRST_LOOK // 2))
         return looked_at + (self.trials + 1) * self.judged + self.trials * self.batchnorm
 
 

@@ -139,7 +139,8 @@ def _repair(
 
     def first_look(alpha: float) -> float:
         assert validation is not None
-        correction.apply(alpha, FIRST_LOOK)
+        # Statistics settle on fewer images than accuracies do.
+        correction.apply(alpha, FIRST_LOOK // 2)
         return session.score(validation, f"looking at alpha {alpha:g}", some_judges, exact=False).accuracy
 
     energies = settings.importance is Importance.GPM

@@ -17,6 +17,9 @@ from sapcli.images import Batch, Images
 from sapcli.memory import in_portions, is_out_of_memory
 from sapcli.progress import Progress
 
+# Where convolutions are faster on images whose channels lie together.
+_FAST_CHANNELS_LAST = ("cpu", "cuda")
+
 
 @dataclass
 class Classifier:
@@ -26,14 +29,16 @@ class Classifier:
         loaded: The module with the checkpoint's weights, on `device`, in eval mode.
         architecture: What the module is.
         device: Where it runs.
-        fast_dtype: What passes that need not be exact are converted to; `None` leaves them in float32, and is set where
-            the network does not run otherwise.
+        fast_dtype: What passes that need not be exact are converted to; `None` leaves them in float32.
+        as_built: Whether the network runs only as it was built, neither converted nor on images whose channels lie
+            together; found out when it is run.
     """
 
     loaded: LoadedModel
     architecture: Architecture
     device: torch.device
     fast_dtype: torch.dtype | None = None
+    as_built: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -51,16 +56,18 @@ class Classifier:
 
     def forward(self, inputs: Tensor, *, exact: bool = True) -> object:
         """What the network makes of normalised images, in float32 or, where it need not be exact, in `fast_dtype`."""
-        if exact or self.fast_dtype is None:
+        dtype = None if exact else self.fast_dtype
+        if self.as_built or inputs.dim() != 4 or self.device.type not in _FAST_CHANNELS_LAST:
             return self.module(inputs)
         try:
-            with torch.autocast(self.device.type, self.fast_dtype):
-                return self.module(inputs)
-        except Exception as error:  # not every network can be converted, and each fails in its own way
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                return self.module(inputs.contiguous(memory_format=torch.channels_last))
+        except Exception as error:  # not every network takes that, and each fails in its own way
             if is_out_of_memory(error):
                 raise
-            self.fast_dtype = None
-            return self.module(inputs)
+            output = self.module(inputs)
+            self.as_built = True
+            return output
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ _REFINEMENTS = 2
 # Of so many validation samples or more, the first ones take a first look at every alpha.
 WORTH_A_FIRST_LOOK = 2000
 FIRST_LOOK = 1000
+_USUAL_ALPHA = 2500.0
 # How far from the best, in decades, trials tell where the peak is.
 _NEAR_DECADES = 0.6
 # How much of the trusted samples that the model had right has to stay right.
@@ -78,7 +79,8 @@ def best_on_validation(
     Decades first, then twice half the step around the best. Of equals the larger alpha wins, since it changes less; the
     unchanged model wins a tie with all. The highest of several noisy measurements is not always the best alpha, so the
     peak of the parabola through those around it is tried too, and taken where it is as good within half a standard
-    error. With a `first_look`, only the highest and the peak get their `accuracy` measured.
+    error. With a `first_look`, only what it finds best gets its `accuracy` measured. Where the choice does not beat the
+    unchanged model, the best of the others has its chance.
 
     Args:
         accuracy: Of the model repaired with an alpha, in [0, 1].
@@ -105,20 +107,20 @@ def best_on_validation(
             middle = math.log10(_best(looks))
             around = [middle - step, middle + step]
             look([_power(exponent) for exponent in around if _FIRST_DECADE <= exponent <= _LAST_DECADE])
-    highest = _best(looks)
-    peak = None if energies or not samples else _peak(looks, highest)
-    if first_look is None:
-        measured = looks
-    else:
-        # Without a peak the two highest are left, since which of them is better is hardly known yet.
-        rival = _best({alpha: score for alpha, score in looks.items() if alpha != highest})
-        measured = {alpha: accuracy(alpha) for alpha in ([highest, rival] if peak is None else [highest])}
-    winner = _best(measured)
+    winner = _best(looks)
+    peak = None if energies or not samples else _peak(looks, winner)
     if peak is not None:
-        measured[peak] = accuracy(peak)
-        error = math.sqrt(max(measured[winner] * (1 - measured[winner]), 0.0) / samples)
-        near = measured[peak] >= measured[winner] - error / 2 and measured[peak] > unchanged
-        winner = peak if near else _best(measured)
+        look([peak])
+        seen = samples if first_look is None else FIRST_LOOK
+        error = math.sqrt(max(looks[winner] * (1 - looks[winner]), 0.0) / seen)
+        winner = peak if looks[peak] >= looks[winner] - error / 2 else _best(looks)
+    measured = looks
+    if first_look is not None:
+        measured = {winner: accuracy(winner)}
+    if measured[winner] <= unchanged:
+        winner = _best({alpha: score for alpha, score in looks.items() if alpha != winner})
+        if winner not in measured:
+            measured[winner] = accuracy(winner)
     trials = [Trial(alpha, score) for alpha, score in measured.items()]
     trials += [Trial(alpha, score, FIRST_LOOK) for alpha, score in looks.items() if alpha not in measured]
     return Choice(
@@ -172,11 +174,11 @@ def knee(kept_right: Callable[[float], float], energies: bool = False) -> Choice
 def usual_trials(evidence: Evidence, energies: bool = False, samples: int = 0) -> tuple[int, int]:
     """How many values of alpha get a first look, and how many are tried on all samples.
 
-    As it is where the search finds what it looks for in the middle of the range.
+    As it is where the best alpha is a usual one.
     """
     if evidence is Evidence.FIXED:
         return 0, 1
-    target = _ENERGIES[len(_ENERGIES) // 2] if energies else _power((_FIRST_DECADE + _LAST_DECADE) // 2)
+    target = _ENERGIES[len(_ENERGIES) // 2] if energies else _USUAL_ALPHA
     if evidence is Evidence.KNEE:
         return 0, len(knee(lambda alpha: float(alpha >= target), energies).trials)
     tried: Counter[str] = Counter()

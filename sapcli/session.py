@@ -218,13 +218,14 @@ class Session:
 
     def training_outcomes(self) -> Outcomes:
         """What the checkpoint's own weights make of every training image, need not be exactly, cached."""
-        return self._outcomes(self.training_images, range(len(self.training.paths)), "scoring training images")
+        every = range(len(self.training.paths))
+        return self._outcomes(self.training_images, every, "scores", "scoring training images")
 
     def validation_outcomes(self, images: Images, indices: Sequence[int]) -> Outcomes:
         """What the checkpoint's own weights make of validation images, need not be exactly, cached."""
-        return self._outcomes(images, indices, "validating the unchanged model")
+        return self._outcomes(images, indices, "validation", "validating the unchanged model")
 
-    def _outcomes(self, images: Images, indices: Sequence[int], stage: str) -> Outcomes:
+    def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         parts = self._made_from(images.dataset.fingerprint) | {
             "dtype": str(self._fast_dtype),
             "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
@@ -232,7 +233,7 @@ class Session:
         return self._fetch_made_of(
             images,
             indices,
-            "scores",
+            kind,
             parts,
             make=lambda: self.score(images, stage, indices, exact=False),
             read=_read_outcomes,
