@@ -50,6 +50,7 @@ class Decoder:
         self._root = root
         self._mode = _MODES[channels]
         self._longest_side = max(height, width) / preprocessing.crop_pct
+        self._size_as_it_is = (width, height) if preprocessing.crop_pct == 1 else None
         self._transform = create_transform(
             preprocessing.input_size,
             is_training=False,
@@ -81,7 +82,11 @@ class Decoder:
             if self._longest_side**2 * max(width, height) / min(width, height) > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError(f"{width} x {height} pixels are too narrow to be resized")
             ImageOps.exif_transpose(image, in_place=True)
-            pixels: Pixels = self._transform(_converted(image, self._mode)).numpy()
+            converted = _converted(image, self._mode)
+            if converted.size == self._size_as_it_is:
+                # Nothing to resize or crop, which the transform takes as long to find out as the file to be decoded.
+                return np.asarray(converted).reshape(*self.shape[1:], -1).transpose(2, 0, 1)
+            pixels: Pixels = self._transform(converted).numpy()
         return pixels
 
 

@@ -55,6 +55,7 @@ def noise(width: int, height: int, channels: int = 3) -> Image.Image:
         replace(PLAIN, crop_mode="border", crop_pct=0.95, mean=(0.1, 0.5, 0.9)),
         replace(PLAIN, input_size=(3, 6, 12), interpolation="nearest", crop_pct=0.8),
         replace(PLAIN, input_size=(3, 12, 6), crop_mode="border"),
+        GREY,
         replace(GREY, crop_mode="border", crop_pct=0.95),
     ],
 )
