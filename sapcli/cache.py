@@ -118,7 +118,8 @@ class Cache:
         except (OSError, ValueError):
             return None
         if intact:
-            with contextlib.suppress(SapError):
+            # Another process may remove the entry in between.
+            with contextlib.suppress(SapError, OSError):
                 content = read(path)
                 # The time of last use, for eviction. A folder that is only readable keeps the old one.
                 with contextlib.suppress(OSError):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -257,9 +257,17 @@ def test_many_at_once_all_get_the_content(tmp_path):
             if step % 20 == seed:
                 cache.clear()
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
     assert not wrong
+
+
+def test_an_entry_that_is_gone_before_it_is_read_is_made_again(tmp_path):
+    cache = Cache(tmp_path, Warnings())
+    assert cache.fetch("texts", {}, lambda: "made", Path.read_text, write) == "made"
+
+    def read(path: Path) -> str:
+        cache.clear()
+        return path.read_text()
+
+    assert cache.fetch("texts", {}, lambda: "made again", read, write) == "made again"
