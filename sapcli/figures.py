@@ -71,6 +71,7 @@ def alpha_figure(search: Search) -> str:
                 yerr=[[max(score.value - score.low, 0)], [max(score.high - score.value, 0)]],
                 fmt="o",
                 markersize=8 if chosen else 4.5,
+                fillstyle="none" if attempt.samples < search.samples else "full",
                 color=_AFTER if chosen else _SOFT,
                 elinewidth=2 if chosen else 1,
                 label=f"alpha {attempt.alpha:g}, chosen" if chosen else None,

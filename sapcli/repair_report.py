@@ -26,10 +26,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One alpha that was tried and its score in percent."""
+    """One alpha that was tried, and its score in percent of so many samples."""
 
     alpha: float
     score: Estimate
+    samples: int
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def repair_rows(repair: Repair) -> list[tuple[str, str]]:
         rows.insert(0, ("trusted", f"{repair.trusted} samples"))
     why = {
         Evidence.FIXED: "as given",
-        Evidence.VALIDATION: f"the best of {len(choice.trials)} on {repair.validation} validation images",
+        Evidence.VALIDATION: f"the best of {len(choice.trials)} on the validation images",
         Evidence.KNEE: f"the smallest that keeps {KNEE:.0%} of the trusted samples right",
     }[choice.evidence]
     if choice.alpha is None:

@@ -33,7 +33,7 @@ from sapcli.repair_report import (
     Suspicion,
 )
 from sapcli.scoring import Outcomes
-from sapcli.search import KNEE, Choice, Evidence
+from sapcli.search import KNEE, Choice, Evidence, Trial
 from sapcli.session import Samples, Session
 from sapcli.settings import Importance, ProjectionSettings
 from sapcli.suspects import rank_suspects
@@ -204,12 +204,14 @@ def _search(repair: Repair, settings: ProjectionSettings) -> Search:
         evidence=choice.evidence,
         explanation=_explanation(repair),
         samples=choice.samples,
-        attempts=tuple(
-            Attempt(trial.alpha, wilson(trial.score, trial.samples or choice.samples)) for trial in choice.trials
-        ),
+        attempts=tuple(_attempt(trial, trial.samples or choice.samples) for trial in choice.trials),
         unchanged=None if unchanged is None else wilson(unchanged, choice.samples),
         log_scale=settings.importance is not Importance.GPM,
     )
+
+
+def _attempt(trial: Trial, samples: int) -> Attempt:
+    return Attempt(trial.alpha, wilson(trial.score, samples), samples)
 
 
 def _explanation(repair: Repair) -> str:
@@ -219,6 +221,14 @@ def _explanation(repair: Repair) -> str:
         return f"{chosen}, as given"
     if choice.evidence is Evidence.VALIDATION:
         among = f"{len(choice.trials)} tried on {choice.samples:,} validation images"
+        looks = min((trial.samples or choice.samples for trial in choice.trials), default=0)
+        if looks < choice.samples:
+            best = f"the best of {len(choice.trials)} at a first look on {looks:,} validation images"
+            return (
+                f"{chosen}: {best} does not beat the unchanged model on all {choice.samples:,}"
+                if choice.alpha is None
+                else f"{chosen}: {best}, and better than the unchanged model on all {choice.samples:,}"
+            )
         return (
             f"{chosen}: nothing of {among} beats the unchanged model"
             if choice.alpha is None

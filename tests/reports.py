@@ -36,7 +36,7 @@ def hostile_report(image: str | None = "data:image/jpeg;base64,AAAA") -> RepairR
             evidence=Evidence.VALIDATION,
             explanation="Alpha is 1000, the best of 2",
             samples=100,
-            attempts=(Attempt(100.0, Estimate(40, 30, 50)), Attempt(1000.0, Estimate(70, 60, 80))),
+            attempts=(Attempt(100.0, Estimate(40, 30, 50), 50), Attempt(1000.0, Estimate(70, 60, 80), 100)),
             unchanged=Estimate(60, 50, 70),
             log_scale=True,
         ),
