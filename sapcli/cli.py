@@ -414,7 +414,7 @@ def _leave_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep the memory that activations leave behind instead of giving it back to the system each time.
 
     Getting it anew costs a page fault every 4 KiB, which is a quarter of the time of a forward pass on the CPU.
@@ -428,5 +428,5 @@ def _keep_freed_memory() -> None:
 
 def start() -> int:
     """Run the process' own command line and return its exit status."""
-    _keep_freed_memory()
+    keep_freed_memory()
     return run()
