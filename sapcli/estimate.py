@@ -261,7 +261,7 @@ def _measure_rates(classifier: Classifier, network: Network, images: Tensor, bat
 
     def forward() -> None:
         with torch.inference_mode():
-            classifier.module(batch)
+            classifier.forward(batch, exact=False)
 
     return Rates(
         network.operations * count / _seconds(forward, device),

@@ -277,6 +277,7 @@ def repair_metadata(
     described = {
         "sap.version": __version__,
         "sap.torch": torch.__version__,
+        "sap.precision": str(session.fast_dtype or torch.float32).removeprefix("torch."),
         "sap.input": session.checkpoint.digest,
         "sap.output": written_digest(session.checkpoint, replacements),
         "sap.repaired": "true" if repair.changed else "false",

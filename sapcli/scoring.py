@@ -56,12 +56,13 @@ class Classifier:
 
     def forward(self, inputs: Tensor, *, exact: bool = True) -> object:
         """What the network makes of normalised images, in float32 or, where it need not be exact, in `fast_dtype`."""
-        dtype = None if exact else self.fast_dtype
-        if self.as_built or inputs.dim() != 4 or self.device.type not in _FAST_CHANNELS_LAST:
+        if self.as_built:
             return self.module(inputs)
+        dtype = None if exact else self.fast_dtype
+        together = torch.channels_last if self.device.type in _FAST_CHANNELS_LAST else torch.contiguous_format
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                return self.module(inputs.contiguous(memory_format=torch.channels_last))
+                return self.module(inputs.contiguous(memory_format=together))
         except Exception as error:  # not every network takes that, and each fails in its own way
             if is_out_of_memory(error):
                 raise

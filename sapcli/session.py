@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from sapcli import device
 from sapcli.architecture import Architecture, load_model, resolve_architecture
 from sapcli.bases import Bases, collect_bases, read_bases, write_bases
 from sapcli.cache import Cache, Content
@@ -20,7 +21,6 @@ from sapcli.checkpoint import Checkpoint
 from sapcli.contents import contents_of, find_contents
 from sapcli.correction import LayerPlan, plan_layers
 from sapcli.dataset import Dataset, Role, open_dataset
-from sapcli.device import fast_dtype
 from sapcli.errors import CheckpointError, DatasetError
 from sapcli.files import atomic_write
 from sapcli.folders import split_folders
@@ -82,13 +82,13 @@ class Session:
             self.progress.note(
                 f"{len(loaded.extra_entries)} entries are not the network's and stay as they are: {named}"
             )
-        return Classifier(loaded, self.architecture, self.settings.device, self._fast_dtype)
+        return Classifier(loaded, self.architecture, self.settings.device, self.fast_dtype)
 
     @cached_property
-    def _fast_dtype(self) -> torch.dtype | None:
+    def fast_dtype(self) -> torch.dtype | None:
         """What passes that need not be exact are converted to."""
         parameters = sum(math.prod(entry.shape) for entry in self.checkpoint.entries.values())
-        return fast_dtype(self.settings.device, self.settings.precision, parameters)
+        return device.fast_dtype(self.settings.device, self.settings.precision, parameters)
 
     @cached_property
     def training(self) -> Dataset:
@@ -227,7 +227,7 @@ class Session:
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         parts = self._made_from(images.dataset.fingerprint) | {
-            "dtype": str(self._fast_dtype),
+            "dtype": str(self.fast_dtype),
             "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
         }
         return self._fetch_made_of(
@@ -247,7 +247,7 @@ class Session:
             "count": settings.count,
             "strategy": settings.strategy,
             "seed": self.settings.seed if settings.strategy is not Strategy.LOSS else 0,
-            "dtype": str(self._fast_dtype) if settings.strategy is Strategy.LOSS else "",
+            "dtype": str(self.fast_dtype) if settings.strategy is Strategy.LOSS else "",
             "excluded": sorted(excluded),
             "validation": "" if self.validation is None else self.validation.fingerprint,
         }
@@ -276,7 +276,7 @@ class Session:
                 allowed = ~torch.isin(indices, torch.tensor(sorted(excluded)))
                 indices, scores = indices[allowed], scores[allowed]
             candidates, exact = indices, scores
-            if by_loss and self._fast_dtype is not None:
+            if by_loss and self.fast_dtype is not None:
                 likely = likely_lowest(self.training, indices, scores, settings.count)
                 outcomes = self.score(self.training_images, "scoring the most believable ones in float32", likely)
                 candidates, exact = outcomes.indices, outcomes.losses

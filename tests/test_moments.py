@@ -168,7 +168,7 @@ def test_a_part_of_many_rows_tells_about_the_same():
 def test_the_part_does_not_depend_on_the_batches():
     images = images_like(1200, 16)
     expected = convolved(images, 100, 1200).matrix()
-    for batch in (64, 1200):
+    for batch in (1, 64, 1200):
         torch.testing.assert_close(convolved(images, batch, 1200).matrix(), expected, rtol=1e-5, atol=1e-3)
 
 
