@@ -82,7 +82,7 @@ AllRows = Annotated[
     bool,
     option(
         "--all-rows",
-        panel=REPAIR,
+        panel=RUN,
         help="Sum all rows of every layer, also where a part of them tells the same: exact, and slower.",
     ),
 ]
@@ -99,7 +99,7 @@ class ModelOptions:
             panel=MODEL,
             autocompletion=completion.architectures,
             help="The architecture: a timm name, torchvision:NAME, package.module:factory or path/to/file.py:factory."
-            " Without it, config.json beside the checkpoint or the file's metadata tell.",
+            " Without it, config.json beside the checkpoint, the file's metadata or its tensors tell.",
         ),
     ] = None
     arch_arguments: Annotated[
