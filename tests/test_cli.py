@@ -65,7 +65,8 @@ def copy_of(trained: Trained, folder: Path) -> Path:
 def test_help_comes_without_heavy_imports(command: list[str]) -> None:
     program = (
         "import sys; from sapcli.cli import run; status = run(sys.argv[1:]);"
-        "print(*sorted({'torch', 'torchvision', 'timm', 'numpy'} & set(sys.modules)), file=sys.stderr); sys.exit(status)"
+        "heavy = {'torch', 'torchvision', 'timm', 'numpy'};"
+        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(status)"
     )
     process = subprocess.run(
         [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True, check=False
