@@ -24,7 +24,7 @@ The same in stages, each of which can be looked at or replaced:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from sapcli.checkpoint import open_checkpoint
 from sapcli.correction import Correction
 from sapcli.device import resolve_device
 from sapcli.pipeline import Repair, repair_metadata, run_repair
+from sapcli.preprocessing import PreprocessingOverrides
 from sapcli.progress import Progress, SilentProgress
 from sapcli.session import Session
 from sapcli.settings import (
@@ -93,6 +94,10 @@ def open_session(
     data: str | Path,
     *,
     arch: str | None = None,
+    arch_arguments: Mapping[str, object] | None = None,
+    preprocessing: PreprocessingOverrides | None = None,
+    labels: str | Path | None = None,
+    class_map: str | Path | None = None,
     validation: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 128,
@@ -107,6 +112,10 @@ def open_session(
         checkpoint: A safetensors file, or a folder that holds one.
         data: A folder of class folders, or of `train/`, `val/` and `test/` with them.
         arch: The architecture, as `--arch` takes it; found by itself where `None`.
+        arch_arguments: What its factory is called with.
+        preprocessing: Instead of what the checkpoint says of how images are prepared.
+        labels: A label file, as `--labels` takes it.
+        class_map: Which folder is which class, as `--class-map` takes it.
         validation: A folder of validation images, instead of `data/val`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         batch_size: Images at a time.
@@ -121,11 +130,16 @@ def open_session(
     listener = progress or SilentProgress()
     return Session(
         open_checkpoint(checkpoint),
-        DataSource(Path(data), validation=None if validation is None else Path(validation)),
+        DataSource(
+            Path(data),
+            validation=None if validation is None else Path(validation),
+            labels=None if labels is None else Path(labels),
+            class_map=None if class_map is None else Path(class_map),
+        ),
         RunSettings(resolve_device(device), batch_size, workers, seed),
         listener,
         Cache(None if cache_dir is None else Path(cache_dir), listener),
-        ModelSource(arch),
+        ModelSource(arch, arch_arguments or {}, preprocessing or PreprocessingOverrides()),
     )
 
 
@@ -140,6 +154,10 @@ def repair(
     batchnorm: BatchNorm = BatchNorm.REESTIMATE,
     trusted_count: int = 1000,
     arch: str | None = None,
+    arch_arguments: Mapping[str, object] | None = None,
+    preprocessing: PreprocessingOverrides | None = None,
+    labels: str | Path | None = None,
+    class_map: str | Path | None = None,
     validation: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 128,
@@ -160,6 +178,10 @@ def repair(
         batchnorm: What becomes of BatchNorm statistics.
         trusted_count: How many samples to trust, in all.
         arch: See `open_session`.
+        arch_arguments: See `open_session`.
+        preprocessing: See `open_session`.
+        labels: See `open_session`.
+        class_map: See `open_session`.
         validation: See `open_session`.
         device: See `open_session`.
         batch_size: See `open_session`.
@@ -175,6 +197,10 @@ def repair(
         checkpoint,
         data,
         arch=arch,
+        arch_arguments=arch_arguments,
+        preprocessing=preprocessing,
+        labels=labels,
+        class_map=class_map,
         validation=validation,
         device=device,
         batch_size=batch_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from sapcli import console
@@ -14,6 +14,7 @@ from sapcli.checkpoint import open_checkpoint
 from sapcli.contents import find_contents, from_text
 from sapcli.errors import CheckpointError, GateError, UsageError
 from sapcli.evaluation import Metrics, measure, paired_gain
+from sapcli.evidence import guessing
 from sapcli.inputs import Inputs, Trust, given_bases, introduce, name_unreadable
 from sapcli.inspection import Inspection, inspect_checkpoint, usual_workload
 from sapcli.inspection_report import render_inspection
@@ -22,6 +23,7 @@ from sapcli.outputs import STDIO, check_appendable, destination_file, one_stdin,
 from sapcli.pipeline import TRUSTED_IMAGES
 from sapcli.report import EvaluationReport, render_evaluation
 from sapcli.scoring import Outcomes
+from sapcli.session import Session
 from sapcli.settings import OutputFormat, PlanFormat
 from sapcli.summaries import append_summary, evaluation_summary
 from sapcli.verification import verify as check_claim
@@ -93,8 +95,17 @@ def evaluate(
     one_stdin(CHECKPOINT=inputs.checkpoint, baseline=baseline)
     destination = destination_file(output, None)
     terminal = inputs.terminal()
-    evaluation = _evaluate(inputs, terminal)
-    reference = None if baseline is None else _evaluate(replace(inputs, checkpoint=baseline), terminal)
+    session = inputs.session(terminal)
+    evaluation = _evaluate(session, terminal)
+    reference = None
+    if baseline is not None:
+        other = inputs.for_checkpoint(baseline).session(terminal)
+        other.like = session.architecture
+        reference = _evaluate(other, terminal)
+        if str(other.architecture.preprocessing) != str(session.architecture.preprocessing):
+            terminal.warn(
+                "the two checkpoints see differently prepared images: what they differ in is not the repair alone"
+            )
     gain = None if reference is None else paired_gain(reference.outcomes, evaluation.outcomes)
     if output_format is None:
         on_terminal = destination is None and sys.stdout.isatty()
@@ -155,8 +166,7 @@ class _Evaluation:
     unreadable: list[str]
 
 
-def _evaluate(inputs: Inputs, terminal: console.Terminal) -> _Evaluation:
-    session = inputs.session(terminal)
+def _evaluate(session: Session, terminal: console.Terminal) -> _Evaluation:
     dataset = session.evaluation()
     introduce(session)
     images = session.images(dataset)
@@ -169,6 +179,8 @@ def _evaluate(inputs: Inputs, terminal: console.Terminal) -> _Evaluation:
         )
     outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
     name_unreadable(terminal, images)
+    for point in guessing(outcomes.accuracy, len(dataset.classes)):
+        terminal.warn(f"{session.checkpoint.source}: {point}")
     return _Evaluation(
         outcomes, measure(outcomes, dataset.classes), [dataset.paths[index] for index in sorted(images.unreadable)]
     )

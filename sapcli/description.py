@@ -40,6 +40,9 @@ class Description:
 def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
     """What names the architecture: the user, else config.json, else the metadata; the rest from the same place.
 
+    A corrected checkpoint's own metadata counts more than a config.json that names another architecture: a folder's
+    config.json may be about another of its files.
+
     The label names and the preprocessing belong to the weights, whoever names the architecture; the arguments and the
     preprocessing only count where they were written for the architecture that is used.
     """
@@ -47,6 +50,10 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
         _description(checkpoint.config or {}, "config.json"),
         _description(_metadata_config(checkpoint.metadata), "the metadata"),
     ]
+    first, second = (item.name for item in written)
+    is_ours = f"{_METADATA_PREFIX}architecture" in checkpoint.metadata
+    if is_ours and first is not None and second is not None and _identity(first) != _identity(second):
+        written.reverse()
     label_names = next((item.label_names for item in written if item.label_names), None)
     named = next((item for item in written if item.name is not None), written[0])
     if spec is None:
@@ -59,6 +66,17 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
     if named.name is None or _identity(named.name) == _identity(spec):
         return Description(spec, named.source, named.arguments, named.settings, label_names)
     return Description(spec, "--arch", label_names=label_names)
+
+
+def describes_itself(checkpoint: Checkpoint) -> bool:
+    """Whether `config.json` beside the checkpoint, or its metadata, names an architecture."""
+    return any(
+        _description(config, source).name is not None
+        for config, source in (
+            (checkpoint.config or {}, "config.json"),
+            (_metadata_config(checkpoint.metadata), "the metadata"),
+        )
+    )
 
 
 def _identity(spec: str) -> tuple[str, str]:

@@ -28,6 +28,22 @@ def weak_points(
     return (*_of_validation(choice, gain, validation), *_of_trusted(facts, classes))
 
 
+def guessing(accuracy: float, classes: int) -> tuple[str, ...]:
+    """What is to be said of a model that is hardly better than guessing; nothing where it is.
+
+    Args:
+        accuracy: On noisy labels or right ones, in [0, 1].
+        classes: How many there are.
+    """
+    if not accuracy < min(1.5 / classes, 1 / classes + 0.05):
+        return ()
+    point = (
+        f"{accuracy:.1%} of {classes} classes is hardly better than guessing: are the preprocessing and the order of"
+        " the class folders (--class-map) those of the training?"
+    )
+    return (point,)
+
+
 def _of_validation(choice: Choice, gain: Gain | None, validation: int) -> list[str]:
     points = []
     if not validation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sapcli import console
@@ -30,6 +30,10 @@ class Inputs:
     images: DataOptions
     run: RunOptions
     all_rows: bool = False
+
+    def for_checkpoint(self, checkpoint: str) -> Inputs:
+        """The same of another checkpoint."""
+        return replace(self, checkpoint=checkpoint)
 
     def terminal(self) -> console.Terminal:
         """Where the run tells what it does: people on stderr, and programs on the descriptor that they asked for."""

@@ -16,6 +16,8 @@ from sapcli.options import OutputOptions
 from sapcli.settings import ReportForm
 
 STDIO = "-"
+# What PyTorch's own files are called, which nobody could read under such a name.
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def one_stdin(**sources: str | None) -> None:
@@ -48,6 +50,8 @@ def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions, *, in_
     path = saving.default_output(checkpoint) if output.output is None or in_folder else Path(output.output)
     if in_folder and output.output is not None:
         path = Path(output.output) / path.name
+    if path.suffix in _PICKLES:
+        raise UsageError(f"-o {path}: what is written is always safetensors", "name it .safetensors")
     for file in saving.output_files(checkpoint, path):
         if checkpoint.path is not None and file.exists() and file.samefile(checkpoint.path):
             raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from sapcli.correction import Correction, LayerPlan
 from sapcli.errors import UsageError
 from sapcli.estimate import Workload
 from sapcli.evaluation import Gain, Metrics, measure, paired_gain
-from sapcli.evidence import weak_points
+from sapcli.evidence import guessing, weak_points
 from sapcli.saving import written_digest
 from sapcli.scoring import Outcomes
 from sapcli.search import FIRST_LOOK, WORTH_A_FIRST_LOOK, Choice, Evidence, best_on_validation, knee, usual_trials
@@ -116,29 +116,40 @@ def run_repair(
     stage = "choosing alpha" if settings.alpha is None else f"projecting with alpha {settings.alpha:g}"
     # One stage to those who listen: what is inside it shows only while it runs.
     with session.progress.stage(stage, None, "alphas") as advance:
-        repair, correction = _repair(session, settings, bases, trusted, forget)
-        advance(len(repair.choice.trials))
-    return repair, correction
+        return _repair(session, settings, bases, trusted, forget, advance)
 
 
 def _repair(
-    session: Session, settings: ProjectionSettings, bases: Bases, trusted: Samples | None, forget: Bases | None
+    session: Session,
+    settings: ProjectionSettings,
+    bases: Bases,
+    trusted: Samples | None,
+    forget: Bases | None,
+    advance: Callable[[int], None],
 ) -> tuple[Repair, Correction]:
     plan = session.plan(bases, settings)
     correction = _correction(session, settings, bases, plan, forget)
     judges = _judges(session, bases)
-    validation = session.images(session.validation) if session.validation is not None and judges else None
+    validation = session.validation_images if judges else None
     before = None if validation is None else session.validation_outcomes(validation, judges)
     outcomes: dict[float, Outcomes] = {}
+    tried: set[float] = set()
+
+    def count(alpha: float) -> None:
+        if alpha not in tried and settings.alpha is None:
+            advance(1)
+        tried.add(alpha)
 
     def accuracy(alpha: float) -> float:
         assert validation is not None
+        count(alpha)
         correction.apply(alpha)
         outcomes[alpha] = session.score(validation, f"validating alpha {alpha:g}", judges, exact=False)
         return outcomes[alpha].accuracy
 
     def first_look(alpha: float) -> float:
         assert validation is not None
+        count(alpha)
         # Statistics settle on fewer images than accuracies do.
         correction.apply(alpha, FIRST_LOOK // 2)
         return session.score(validation, f"looking at alpha {alpha:g}", some_judges, exact=False).accuracy
@@ -159,7 +170,7 @@ def _repair(
         )
         choice = replace(choice, samples=len(before))
     elif trusted is not None:
-        choice = _knee(session, correction, trusted, energies)
+        choice = _knee(session, correction, trusted, energies, count)
     else:
         raise UsageError(
             "--alpha auto needs validation images or trusted samples to choose on",
@@ -186,7 +197,10 @@ def _repair(
         gain=gain,
         outcomes_before=before,
         outcomes_after=after,
-        weak_points=weak_points(choice, gain, 0 if before is None else len(before), bases.facts, classes),
+        weak_points=(
+            *guessing(1.0 if before is None else before.accuracy, len(classes)),
+            *weak_points(choice, gain, 0 if before is None else len(before), bases.facts, classes),
+        ),
     )
     return repair, correction
 
@@ -247,13 +261,16 @@ def _shuffled(indices: Sequence[int], seed: int) -> list[int]:
     return [indices[position] for position in torch.randperm(len(indices), generator=generator).tolist()]
 
 
-def _knee(session: Session, correction: Correction, trusted: Samples, energies: bool) -> Choice:
+def _knee(
+    session: Session, correction: Correction, trusted: Samples, energies: bool, count: Callable[[float], None]
+) -> Choice:
     before = session.score(trusted.images, "scoring the trusted samples", trusted.indices, exact=False)
     right = before.indices[before.correct].tolist()
     if not right:
         return Choice(None, Evidence.KNEE, ())
 
     def kept_right(alpha: float) -> float:
+        count(alpha)
         correction.apply(alpha)
         return session.score(trusted.images, f"trying alpha {alpha:g}", right, exact=False).accuracy
 

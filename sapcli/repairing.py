@@ -88,8 +88,10 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
     settings, record = request.projection.to_settings(), request.record
     session = inputs.session(terminal, request.selection.validation)
     checkpoint = session.checkpoint
-    destination = destination_checkpoint(checkpoint, request.output, in_folder=several)
-    report_files = report_forms(record.report or (), request.output.force)
+    # A dry run writes nothing, so nothing is in its way.
+    force = request.output.force or request.dry_run
+    destination = destination_checkpoint(checkpoint, replace(request.output, force=force), in_folder=several)
+    report_files = report_forms(record.report or (), force)
     check_appendable(record.summary)
     if request.require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
@@ -107,7 +109,8 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
     if request.projection.forget is not None:
         forget = session.bases(session.trusted_samples(trust.given(session, request.projection.forget)))
     repair, correction = run_repair(session, settings, bases, samples, forget)
-    name_unreadable(terminal, session.training_images)
+    for images in filter(None, (session.training_images, session.validation_images)):
+        name_unreadable(terminal, images)
     rows = repair_rows(repair)
     _say_repair(terminal, repair, rows, inputs.run.verbose)
     append_summary(record.summary, repair_summary(checkpoint.source, rows))

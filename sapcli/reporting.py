@@ -101,8 +101,9 @@ def report_repair(
         layers=tuple(_layer(name, bases.pieces[name], repair.removed.get(name, 0.0)) for name in repair.plan.projected),
         skipped_weights=tuple(Skipped(name, reason) for name, reason in repair.plan.skipped.items()),
         skipped_images=tuple(
-            Skipped(session.training.paths[index], reason)
-            for index, reason in sorted(session.training_images.unreadable.items())
+            Skipped(images.dataset.paths[index], reason)
+            for images in filter(None, (session.training_images, session.validation_images))
+            for index, reason in sorted(images.unreadable.items())
         ),
         losses=_histogram(losses_before, losses_after, trusted.indices if of_training and trusted else ()),
         suspicion=None if losses_after is None else _suspicion(session.training, losses_after),

@@ -43,7 +43,9 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     outcomes = session.training_outcomes()
     name_unreadable(terminal, session.training_images)
     found = rank_suspects(dataset, outcomes, options.count, options.min_score)
-    terminal.note(f"{len(found):,} of {len(outcomes):,} labels are contradicted")
+    contradicted = int((~outcomes.correct).sum())
+    listed = "" if len(found) == contradicted else f", {len(found):,} of them listed"
+    terminal.note(f"{contradicted:,} of {len(outcomes):,} labels are contradicted{listed}")
     with open_output(destination) as handle:
         handle.write(render_suspects(found, options.format).encode("utf-8", "surrogateescape"))
     if options.html is not None:

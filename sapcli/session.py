@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,14 +15,21 @@ import torch
 from safetensors.torch import load_file
 
 from sapcli import device
-from sapcli.architecture import Architecture, load_model, resolve_architecture
+from sapcli.architecture import (
+    Architecture,
+    Preprocessing,
+    PreprocessingOverrides,
+    load_model,
+    resolve_architecture,
+)
 from sapcli.bases import Bases, collect_bases, read_bases, write_bases
 from sapcli.cache import Cache, Content
 from sapcli.checkpoint import Checkpoint
 from sapcli.contents import contents_of, find_contents
 from sapcli.correction import LayerPlan, plan_layers
 from sapcli.dataset import Dataset, Role, open_dataset
-from sapcli.errors import CheckpointError, DatasetError
+from sapcli.description import describes_itself
+from sapcli.errors import ArchitectureError, CheckpointError, DatasetError
 from sapcli.files import atomic_write
 from sapcli.folders import split_folders
 from sapcli.images import Images
@@ -59,6 +67,7 @@ class Session:
         progress: Told how far the stages are.
         cache: Where artifacts are kept between runs.
         model: What the user says of the architecture and the preprocessing.
+        like: The architecture of a checkpoint that this one is compared with, for one that does not name a fitting one.
     """
 
     checkpoint: Checkpoint
@@ -67,10 +76,24 @@ class Session:
     progress: Progress
     cache: Cache
     model: ModelSource = field(default_factory=ModelSource)
+    like: Architecture | None = None
 
     @cached_property
     def architecture(self) -> Architecture:
         """What the checkpoint's network is."""
+        if self.like is None:
+            return self._own_architecture()
+        if describes_itself(self.checkpoint):
+            # A config.json in its folder may be about another file.
+            with contextlib.suppress(ArchitectureError):
+                return self._own_architecture()
+        like = self.like
+        found = resolve_architecture(self.checkpoint, like.name, like.arguments, _as_given(like.preprocessing))
+        return replace(
+            found, label_names=like.label_names, preprocessing=like.preprocessing, source="as the other checkpoint"
+        )
+
+    def _own_architecture(self) -> Architecture:
         return resolve_architecture(self.checkpoint, self.model.arch, self.model.arguments, self.model.overrides)
 
     @cached_property
@@ -99,6 +122,11 @@ class Session:
     def training_images(self) -> Images:
         """The training images, decoded when they are asked for."""
         return self.images(self.training)
+
+    @cached_property
+    def validation_images(self) -> Images | None:
+        """The validation images, decoded when they are asked for."""
+        return None if self.validation is None else self.images(self.validation)
 
     @cached_property
     def validation(self) -> Dataset | None:
@@ -242,6 +270,11 @@ class Session:
 
     def select(self, settings: SelectionSettings) -> TrustedSet:
         """The trusted set: class-balanced, never a validation sample, cached."""
+        if settings.count > len(self.training.paths) // 2:
+            self.progress.warn(
+                f"{settings.count:,} trusted samples are more than half of the {len(self.training.paths):,} training"
+                " images, wrong labels among them: a smaller -n leaves the doubtful ones out"
+            )
         excluded = self._validation_twins()
         parts = self._made_from(self.training.fingerprint) | {
             "count": settings.count,
@@ -374,6 +407,12 @@ class Session:
             skip_layers=settings.skip_layers,
             keep_classifier=settings.keep_classifier,
         )
+
+
+def _as_given(preprocessing: Preprocessing) -> PreprocessingOverrides:
+    """A preprocessing as if the user had asked for it."""
+    names = (field.name for field in fields(PreprocessingOverrides))
+    return PreprocessingOverrides(**{name: getattr(preprocessing, name) for name in names})
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

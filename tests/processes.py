@@ -109,7 +109,7 @@ def _sap(folder: Path, arguments: list[str], streams: Sequence[Path], prepare: C
     os.chdir(folder)
     for number, (file, flags) in enumerate(zip(streams, (os.O_RDONLY, *[os.O_WRONLY | os.O_APPEND] * 2), strict=True)):
         os.dup2(os.open(file, flags), number)
-    sys.stdin = os.fdopen(0)  # that of the server's children is closed
+    sys.stdin = os.fdopen(0, closefd=False)  # that of the server's children is closed
     # Who starts the tests as a shell's background job has them deaf to it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["sap", *arguments]

@@ -350,3 +350,66 @@ def test_a_corrected_checkpoint_names_its_network_itself(repaired: Path) -> None
     with safe_open(repaired, "pt") as file:
         assert file.metadata()["sap.architecture"] == "timm:test_resnet"
     assert not repaired.with_name("config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def bare(noisy: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network's tensors without its config.json, which leaves open how images are prepared."""
+    return Path(shutil.copy(noisy.checkpoint, tmp_path_factory.mktemp("bare") / "bare.safetensors"))
+
+
+def test_a_baseline_that_says_nothing_is_taken_for_the_same(noisy: Trained, repaired: Path, bare: Path) -> None:
+    expected = json_of(run_here("eval", repaired, noisy.data, "--baseline", noisy.checkpoint))
+    ended = run_here("eval", repaired, noisy.data, "--baseline", bare)
+    assert json_of(ended) == expected
+    assert "differently prepared" not in ended.stderr
+
+
+def test_a_baseline_on_images_prepared_otherwise_is_pointed_out(noisy: Trained, bare: Path, tmp_path: Path) -> None:
+    other = copy_of(noisy, tmp_path)
+    config = json.loads(noisy.checkpoint.with_name("config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 0.5
+    other.with_name("config.json").write_text(json.dumps(config))
+    ended = run_here("eval", noisy.checkpoint, noisy.data, "--baseline", other)
+    assert "differently prepared images" in ended.stderr
+
+
+def test_an_unreadable_validation_image_is_named(noisy: Trained, tmp_path: Path) -> None:
+    data = shutil.copytree(noisy.data, tmp_path / "data")
+    broken = sorted((data / "val").rglob("*.png"))[3]
+    broken.write_bytes(b"no image")
+    output = tmp_path / "out.safetensors"
+    ended = run_here("project", noisy.checkpoint, data, *COUNT, "--alpha", "3000", "-o", output)
+    assert ended.status == 0
+    assert f"{broken.relative_to(data)} is left out" in ended.stderr
+
+
+def test_classes_in_another_order_are_suspected(noisy: Trained, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for folder in noisy.data.glob("test/*"):
+        shutil.copytree(folder, data / "test" / str((int(folder.name) + 3) % 10))
+    config = json.loads(noisy.checkpoint.with_name("config.json").read_text())
+    del config["label_names"]
+    other = copy_of(noisy, tmp_path)
+    other.with_name("config.json").write_text(json.dumps(config))
+    ended = run_here("eval", other, data)
+    assert "hardly better than guessing" in ended.stderr
+    assert "--class-map" in ended.stderr
+
+
+def test_trusting_most_of_the_images_is_pointed_out(noisy: Trained) -> None:
+    assert "more than half" in run_here("select", noisy.checkpoint, noisy.data, "-n", "200").stderr
+    assert "more than half" not in run_here("select", noisy.checkpoint, noisy.data, *COUNT).stderr
+
+
+def test_no_output_is_called_a_pickle(noisy: Trained, tmp_path: Path) -> None:
+    ended = run_here("project", noisy.checkpoint, noisy.data, "-o", tmp_path / "out.pth")
+    assert ended.status == 2
+    assert "always safetensors" in ended.stderr
+
+
+def test_a_dry_run_minds_no_output(noisy: Trained, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    output.write_bytes(b"kept")
+    assert run_here("project", noisy.checkpoint, noisy.data, *COUNT, "--dry-run", "-o", output).status == 0
+    assert output.read_bytes() == b"kept"

@@ -22,6 +22,18 @@ def test_config_json_goes_before_the_metadata_which_adds_the_label_names(tmp_pat
     assert description == Description("resnet18", "config.json", {"in_chans": 1}, {"crop_pct": 0.5}, ("a", "b"))
 
 
+def test_a_corrected_checkpoint_knows_better_than_the_config_of_another_file(tmp_path: Path) -> None:
+    metadata = metadata_of(Description("resnet34", "anywhere", {}, {"crop_pct": 0.9}))
+    description = describe(save(TENSORS, tmp_path, metadata, TIMM), None)
+    assert (description.name, description.source, description.settings) == (
+        "resnet34",
+        "the metadata",
+        {"crop_pct": 0.9},
+    )
+    metadata = metadata_of(Description("resnet18", "anywhere", {}, {"crop_pct": 0.9}))
+    assert describe(save(TENSORS, tmp_path, metadata, TIMM), None).source == "config.json"
+
+
 @pytest.mark.parametrize(
     "metadata",
     [

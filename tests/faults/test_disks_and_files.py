@@ -98,16 +98,15 @@ def test_a_full_disk_for_the_cache(project: Project, small_disk: Path, expected:
     assert not list(small_disk.glob(".sap-*.tmp"))
 
 
-def read_stdin_with_temporary_files_on(disk: str) -> None:
+def keep_temporary_files_on(disk: str) -> None:
     tempfile.tempdir = disk
-    os.dup2(os.open("model.safetensors", os.O_RDONLY), 0)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
 
 
 def test_a_full_disk_for_temporary_files(project: Project, small_disk: Path) -> None:
     fill(small_disk, 4096)
-    prepare = functools.partial(read_stdin_with_temporary_files_on, str(small_disk))
-    run = start(project.folder, ["eval", "-", "data", *OPTIONS[:2], "--quiet"], prepare)
+    prepare = functools.partial(keep_temporary_files_on, str(small_disk))
+    arguments = ["eval", "-", "data", *OPTIONS[:2], "--quiet"]
+    run = start(project.folder, arguments, prepare, stdin=project.checkpoint.read_bytes())
     check_error(run, "temporary file")
 
 
