@@ -23,7 +23,7 @@ pictures: demo ## Draw the README's pictures anew from the demo
 test: $(INSTALLED) ## Run the tests
 	$(TESTS)
 
-test-faults: $(INSTALLED) ## Run the tests that kill, interrupt and starve the program, for some minutes
+test-faults: $(INSTALLED) ## Run the tests that take minutes: of killing, interrupting and starving the program, and of the README's commands
 	$(TESTS) tests/faults
 
 lint: $(INSTALLED) ## Check the style and the format

@@ -27,12 +27,15 @@ def expected(original: Project, tmp_path_factory: pytest.TempPathFactory) -> byt
 
 @pytest.fixture(scope="session")
 def seconds(original: Project, expected: bytes, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long an undisturbed run takes here and now, once the server of `processes` runs."""
-    folder = tmp_path_factory.mktemp("timed") / "project"
-    shutil.copytree(original.folder, folder)
-    began = time.monotonic()
-    assert start(folder, project_arguments()).wait() == 0
-    return time.monotonic() - began
+    """How long an undisturbed run takes here and now, once the server of `processes` runs: the quickest of three."""
+    taken = []
+    for _ in range(3):
+        folder = tmp_path_factory.mktemp("timed") / "project"
+        shutil.copytree(original.folder, folder)
+        began = time.monotonic()
+        assert start(folder, project_arguments()).wait() == 0
+        taken.append(time.monotonic() - began)
+    return min(taken)
 
 
 @pytest.fixture

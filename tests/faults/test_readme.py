@@ -18,7 +18,7 @@ from digits import Trained
 from safetensors.torch import save_file
 from torch import nn
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 FIRST = "sap project model.safetensors data/\n"
 NETWORK = """
 from torch import nn
