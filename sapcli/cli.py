@@ -15,6 +15,7 @@ import typer
 from sapcli import __version__
 from sapcli.configuration import default_map, effective_settings, find_settings, render_settings
 from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError
+from sapcli.grouping import grouped
 from sapcli.memory import is_out_of_memory
 from sapcli.options import (
     DATA,
@@ -34,7 +35,6 @@ from sapcli.options import (
     Summary,
     SuspectsOptions,
     Trusted,
-    grouped,
     option,
 )
 from sapcli.settings import OutputFormat, PlanFormat, ReportForm

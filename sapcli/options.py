@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from sapcli import completion
-from sapcli.errors import UsageError
+from sapcli.parsing import parse_alpha, parse_input_size, parse_numbers
 from sapcli.preprocessing import PreprocessingOverrides
 from sapcli.settings import (
     BatchNorm,
@@ -392,93 +388,3 @@ def _cores() -> int:
     """The number of cores that this process may use, at most 16."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(available, 16)
-
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for Typer whose parameters of a dataclass type stand for that class's fields.
-
-    So a group of options is written once and taken by a command as one value.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, Any] = {}
-    for parameter in inspect.signature(command).parameters.values():
-        hint = hints[parameter.name]
-        if not is_dataclass(hint):
-            parameters.append(parameter.replace(annotation=hint))
-            continue
-        groups[parameter.name] = hint
-        field_hints = get_type_hints(hint, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field_hints[field.name]
-            )
-            for field in fields(hint)
-        ]
-
-    @wraps(command)
-    def expanded(**arguments: Any) -> None:
-        for name, group in groups.items():
-            arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
-        command(**arguments)
-
-    parameters.sort(key=lambda parameter: parameter.kind)
-    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return expanded
-
-
-def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
-    """`C,H,W`, or `H,W` or one side for three channels.
-
-    Raises:
-        UsageError: It is none of these.
-    """
-    if text is None:
-        return None
-    try:
-        numbers = [int(part) for part in text.replace("x", ",").split(",")]
-    except ValueError:
-        numbers = []
-    sizes = {1: [3, *numbers, *numbers], 2: [3, *numbers], 3: numbers}.get(len(numbers))
-    if sizes is None or min(sizes) < 1:
-        raise UsageError(f"--input-size {text}: expected C,H,W", "write it like --input-size 3,224,224")
-    channels, height, width = sizes
-    return channels, height, width
-
-
-def parse_numbers(option_name: str, text: str | None) -> tuple[float, ...] | None:
-    """Comma-separated numbers.
-
-    Raises:
-        UsageError: One is no number.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"{option_name} {text}: expected numbers", f"write it like {option_name} 0.485,0.456,0.406"
-        ) from None
-
-
-def parse_alpha(text: str, importance: Importance) -> float | None:
-    """The value of `--alpha`, `None` for `auto`.
-
-    Raises:
-        UsageError: It is no number, or out of range.
-    """
-    if text == "auto":
-        return None
-    fraction = importance is Importance.GPM
-    try:
-        alpha = float(text)
-    except ValueError:
-        alpha = math.nan
-    if not (0 < alpha <= 1 if fraction else 0 < alpha < math.inf):
-        raise UsageError(
-            f"--alpha {text}: expected auto or a number above 0" + (" and up to 1" if fraction else ""),
-            "0.99 is usual with --importance gpm" if fraction else "values from 1000 to 10000 are usual",
-        )
-    return alpha

@@ -73,7 +73,9 @@ def report_repair(
     test_images = None if test is None else session.images(test)
     losses_after = test_after = None
     if alpha is not None:
-        losses_after = session.score(session.training_images, "scoring training images after the repair")
+        stage = "scoring training images after the repair"
+        # As `training_outcomes` before it, and as `sap suspects` will find them.
+        losses_after = session.score(session.training_images, stage, exact=False)
         if test_images is not None:
             test_after = session.score(test_images, "testing the repaired model")
     correction.restore()

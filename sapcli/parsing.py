@@ -1,0 +1,64 @@
+"""Values of options that are more than a word or a number."""
+
+from __future__ import annotations
+
+import math
+
+from sapcli.errors import UsageError
+from sapcli.settings import Importance
+
+
+def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
+    """`C,H,W`, or `H,W` or one side for three channels.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        numbers = []
+    sizes = {1: [3, *numbers, *numbers], 2: [3, *numbers], 3: numbers}.get(len(numbers))
+    if sizes is None or min(sizes) < 1:
+        raise UsageError(f"--input-size {text}: expected C,H,W", "write it like --input-size 3,224,224")
+    channels, height, width = sizes
+    return channels, height, width
+
+
+def parse_numbers(option_name: str, text: str | None) -> tuple[float, ...] | None:
+    """Comma-separated numbers.
+
+    Raises:
+        UsageError: One is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option_name} {text}: expected numbers", f"write it like {option_name} 0.485,0.456,0.406"
+        ) from None
+
+
+def parse_alpha(text: str, importance: Importance) -> float | None:
+    """The value of `--alpha`, `None` for `auto`.
+
+    Raises:
+        UsageError: It is no number, or out of range.
+    """
+    if text == "auto":
+        return None
+    fraction = importance is Importance.GPM
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = math.nan
+    if not (0 < alpha <= 1 if fraction else 0 < alpha < math.inf):
+        raise UsageError(
+            f"--alpha {text}: expected auto or a number above 0" + (" and up to 1" if fraction else ""),
+            "0.99 is usual with --importance gpm" if fraction else "values from 1000 to 10000 are usual",
+        )
+    return alpha
