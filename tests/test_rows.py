@@ -62,16 +62,6 @@ def test_patches_times_the_weight_are_the_convolution(case):
     )
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[0][0] > 1 and case[1][0] == 1])
-def test_shifted_products_are_the_second_moment(case):
-    found = layout(case)
-    assert found.can_shift()
-    total = torch.zeros(found.groups, found.row_length, found.row_length, dtype=torch.float64)
-    found.add_shifted_products(total)
-    rows = reference(found).double()
-    torch.testing.assert_close(total, rows.mT @ rows, rtol=1e-5, atol=1e-4)
-
-
 def test_patches_in_small_chunks_are_the_same(monkeypatch):
     found = layout(CASES[2])
     expected = list(found.chunks())
