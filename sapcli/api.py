@@ -100,7 +100,7 @@ def open_session(
     class_map: str | Path | None = None,
     validation: str | Path | None = None,
     device: str = "auto",
-    batch_size: int = 128,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     cache_dir: str | Path | None = None,
@@ -118,7 +118,7 @@ def open_session(
         class_map: Which folder is which class, as `--class-map` takes it.
         validation: A folder of validation images, instead of `data/val`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        batch_size: Images at a time.
+        batch_size: Images at a time; 128, or 256 of up to 64 pixels, where `None`.
         workers: Processes that decode images; with more than 0, call from under `if __name__ == "__main__"`.
         seed: For all that is random.
         cache_dir: Where artifacts are kept; the user's cache folder where `None`.
@@ -160,7 +160,7 @@ def repair(
     class_map: str | Path | None = None,
     validation: str | Path | None = None,
     device: str = "auto",
-    batch_size: int = 128,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     cache_dir: str | Path | None = None,

@@ -21,6 +21,8 @@ from sapcli.scoring import Classifier
 from sapcli.settings import ForgetMode, Importance
 
 _NORM_ELEMENTS = 1 << 20
+# Projected weights are kept up to this size: they are needed again for the comparison, the digest and the file.
+_KEPT_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ class Correction:
                 for statistic in ("running_mean", "running_var"):
                     self._buffers[f"{name}.{statistic}" if name else statistic] = getattr(layer, statistic)
         self._calibrated: dict[float, dict[str, Tensor]] = {}
+        self._made: dict[str, Tensor] = {}
+        self._made_with: float | None = None
 
     def apply(self, alpha: float, first_look: int | None = None) -> None:
         """Put the weights repaired with `alpha` into the network, and its BatchNorm statistics.
@@ -205,7 +209,18 @@ class Correction:
         return self._calibrated[alpha][name] if name in self._buffers else self._projected(name, alpha).cpu()
 
     def _projected(self, name: str, alpha: float) -> Tensor:
-        """The projected weight, or its new size, in the entry's dtype, on the network's device."""
+        """The projected weight, or its new size, in the entry's dtype, on the network's device; not to be changed."""
+        if alpha != self._made_with:
+            self._made.clear()
+            self._made_with = alpha
+        if name not in self._made:
+            made = self._make(name, alpha)
+            if made.nbytes + sum(tensor.nbytes for tensor in self._made.values()) > _KEPT_BYTES:
+                return made
+            self._made[name] = made
+        return self._made[name]
+
+    def _make(self, name: str, alpha: float) -> Tensor:
         original = self._original(name).to(self._classifier.device)
         if name in self._gains:
             weight = self._gains[name]

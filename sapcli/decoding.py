@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
-from timm.data.transforms_factory import create_transform
 
 from sapcli.errors import UsageError
 from sapcli.folders import image_formats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sapcli.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
@@ -51,7 +53,15 @@ class Decoder:
         self._mode = _MODES[channels]
         self._longest_side = max(height, width) / preprocessing.crop_pct
         self._size_as_it_is = (width, height) if preprocessing.crop_pct == 1 else None
-        self._transform = create_transform(
+        self._preprocessing = preprocessing
+
+    @cached_property
+    def _transform(self) -> Callable[[Image.Image], Tensor]:
+        # The import takes a second, which images of the network's own size do not need.
+        from timm.data.transforms_factory import create_transform
+
+        preprocessing = self._preprocessing
+        transform: Callable[[Image.Image], Tensor] = create_transform(
             preprocessing.input_size,
             is_training=False,
             use_prefetcher=True,
@@ -60,6 +70,7 @@ class Decoder:
             crop_pct=preprocessing.crop_pct,
             crop_mode=preprocessing.crop_mode,
         )
+        return transform
 
     def __call__(self, paths: Sequence[str]) -> list[Pixels | str]:
         """For each path relative to the data folder the pixels, uint8 `[C, H, W]`, or the reason why there are none."""

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sapcli.calibration import FEW_BATCHNORM_IMAGES
 from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
 from sapcli.search import FIRST_LOOK
@@ -55,7 +56,7 @@ class Workload:
     @property
     def judging(self) -> int:
         """The images that run in order to choose alpha, the unchanged model's too."""
-        looked_at = self.looks * (FIRST_LOOK + min(self.batchnorm, FIRST_LOOK // 2))
+        looked_at = self.looks * (FIRST_LOOK + min(self.batchnorm, FEW_BATCHNORM_IMAGES))
         return looked_at + (self.trials + 1) * self.judged + self.trials * self.batchnorm
 
 

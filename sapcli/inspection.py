@@ -14,6 +14,7 @@ from sapcli.bases import SecondMoments, full_precision
 from sapcli.calibration import BATCHNORM_IMAGES, batchnorm_layers
 from sapcli.checkpoint import TRAINING_STATE, Checkpoint
 from sapcli.correction import LayerPlan, plan_layers
+from sapcli.device import USUAL_BATCH_SIZE
 from sapcli.errors import ArchitectureError
 from sapcli.estimate import Estimate, Workload, estimate
 from sapcli.recognition import Candidate, recognise
@@ -101,7 +102,7 @@ class Inspection:
         return {name.removeprefix("sap."): text for name, text in metadata.items() if name.startswith("sap.")}
 
 
-def usual_workload(batch_size: int) -> Workload:
+def usual_workload(batch_size: int | None) -> Workload:
     """What a repair runs where no data is named: 50,000 training images, 1,000 of them trusted, no validation data."""
     looks, trials = usual_trials(Evidence.KNEE)
     return Workload(
@@ -111,7 +112,7 @@ def usual_workload(batch_size: int) -> Workload:
         judged=1_000,
         trials=trials,
         batchnorm=BATCHNORM_IMAGES,
-        batch_size=batch_size,
+        batch_size=batch_size or USUAL_BATCH_SIZE,
         looks=looks,
     )
 

@@ -337,7 +337,10 @@ class RunOptions:
     """How a command runs, the same for all."""
 
     device: Annotated[str, option("--device", panel=RUN, help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
-    batch_size: Annotated[int, option("--batch-size", panel=RUN, min=1, help="Images at a time.")] = 128
+    batch_size: Annotated[
+        int | None,
+        option("--batch-size", panel=RUN, min=1, help="Images at a time; by default 128, or 256 of up to 64 pixels."),
+    ] = None
     workers: Annotated[
         int | None, option("--workers", panel=RUN, min=0, help="Processes that decode images; one a core by default.")
     ] = None

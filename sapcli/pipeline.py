@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from sapcli import __version__
 from sapcli.bases import Bases
-from sapcli.calibration import BATCHNORM_BATCH, BATCHNORM_IMAGES, batchnorm_layers, reestimate
+from sapcli.calibration import BATCHNORM_BATCH, BATCHNORM_IMAGES, FEW_BATCHNORM_IMAGES, batchnorm_layers, reestimate
 from sapcli.contents import find_contents, from_text, to_text
 from sapcli.correction import Correction, LayerPlan
 from sapcli.errors import UsageError
@@ -19,7 +21,16 @@ from sapcli.evaluation import Gain, Metrics, measure, paired_gain
 from sapcli.evidence import guessing, weak_points
 from sapcli.saving import written_digest
 from sapcli.scoring import Outcomes
-from sapcli.search import FIRST_LOOK, WORTH_A_FIRST_LOOK, Choice, Evidence, best_on_validation, knee, usual_trials
+from sapcli.search import (
+    FIRST_LOOK,
+    WORTH_A_FIRST_LOOK,
+    Choice,
+    Evidence,
+    FirstLooks,
+    best_on_validation,
+    knee,
+    usual_trials,
+)
 from sapcli.session import Samples, Session
 from sapcli.settings import (
     BatchNorm,
@@ -93,7 +104,7 @@ def repair_workload(
         judged=trusted if evidence is Evidence.KNEE else validation,
         trials=trials,
         batchnorm=len(_batchnorm_indices(session, settings)),
-        batch_size=session.settings.batch_size,
+        batch_size=session.batch_size,
         looks=looks,
     )
 
@@ -147,12 +158,16 @@ def _repair(
         outcomes[alpha] = session.score(validation, f"validating alpha {alpha:g}", judges, exact=False)
         return outcomes[alpha].accuracy
 
-    def first_look(alpha: float) -> float:
+    def right(alpha: float, begin: int, end: int) -> npt.NDArray[np.bool_]:
         assert validation is not None
         count(alpha)
-        # Statistics settle on fewer images than accuracies do.
-        correction.apply(alpha, FIRST_LOOK // 2)
-        return session.score(validation, f"looking at alpha {alpha:g}", some_judges, exact=False).accuracy
+        if begin == 0:
+            correction.apply(alpha, FEW_BATCHNORM_IMAGES)
+        stage = f"looking at alpha {alpha:g}"
+        found: npt.NDArray[np.bool_] = session.score(
+            validation, stage, some_judges[begin:end], exact=False
+        ).correct.numpy()
+        return found
 
     energies = settings.importance is Importance.GPM
     if settings.alpha is not None:
@@ -166,7 +181,7 @@ def _repair(
             before.accuracy,
             energies,
             len(before),
-            first_look if len(judges) >= WORTH_A_FIRST_LOOK else None,
+            FirstLooks(right) if len(judges) >= WORTH_A_FIRST_LOOK else None,
         )
         choice = replace(choice, samples=len(before))
     elif trusted is not None:

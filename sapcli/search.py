@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import numpy.typing as npt
 
 # The range of alpha in decades, and how often the step is halved around the best.
 _FIRST_DECADE, _LAST_DECADE = 2, 7
@@ -16,6 +16,10 @@ _REFINEMENTS = 2
 # Of so many validation samples or more, the first ones take a first look at every alpha.
 WORTH_A_FIRST_LOOK = 2000
 FIRST_LOOK = 1000
+# After so many of them, and again after as many more, an alpha that is clearly worse than another is given up: by so
+# many standard errors of the paired difference.
+_LOOK_STEP = 250
+_CLEARLY = 2.5
 _USUAL_ALPHA = 2500.0
 # How far from the best, in decades, trials tell where the peak is.
 _NEAR_DECADES = 0.6
@@ -40,7 +44,8 @@ class Trial:
     Attributes:
         alpha: The candidate.
         score: The fraction.
-        samples: Of how many samples, where it is not as many as of the whole choice.
+        samples: Of how many samples, where it is not as many as of the whole choice. The score of an alpha that was
+            given up is that of the best one less their difference on these.
     """
 
     alpha: float
@@ -67,40 +72,68 @@ class Choice:
     samples: int = 0
 
 
+class FirstLooks:
+    """First looks at one alpha after another on the same samples, given up where another alpha is clearly better.
+
+    Args:
+        right: Which of the samples `[begin, end)` the model repaired with an alpha has right; asked in order.
+    """
+
+    def __init__(self, right: Callable[[float, int, int], npt.NDArray[np.bool_]]) -> None:
+        self._right = right
+        self._best: npt.NDArray[np.bool_] | None = None
+
+    def __call__(self, alpha: float) -> Trial:
+        """Look at one alpha."""
+        right = np.empty(0, dtype=np.bool_)
+        for begin in range(0, FIRST_LOOK, _LOOK_STEP):
+            right = np.concatenate([right, self._right(alpha, begin, begin + _LOOK_STEP)])
+            if self._best is not None and len(right) < len(self._best):
+                best = self._best[: len(right)]
+                lost, won = int((best & ~right).sum()), int((right & ~best).sum())
+                if lost - won > _CLEARLY * math.sqrt(lost + won):
+                    return Trial(alpha, float(self._best.mean()) - (lost - won) / len(right), len(right))
+        if self._best is None or right.mean() > self._best.mean():
+            self._best = right
+        return Trial(alpha, float(right.mean()), len(right))
+
+
 def best_on_validation(
     accuracy: Callable[[float], float],
     unchanged: float,
     energies: bool = False,
     samples: int = 0,
-    first_look: Callable[[float], float] | None = None,
+    first_look: Callable[[float], Trial] | None = None,
 ) -> Choice:
     """The alpha with the highest accuracy on validation data.
 
-    Decades first, then twice half the step around the best. Of equals the larger alpha wins, since it changes less; the
-    unchanged model wins a tie with all. The highest of several noisy measurements is not always the best alpha, so the
-    peak of the parabola through those around it is tried too, and taken where it is as good within half a standard
-    error. With a `first_look`, only what it finds best gets its `accuracy` measured. Where the choice does not beat the
-    unchanged model, the best of the others has its chance.
+    Decades first, from the usual ones outwards, then twice half the step around the best. Of equals the larger alpha
+    wins, since it changes less; the unchanged model wins a tie with all. The highest of several noisy measurements is
+    not always the best alpha, so the peak of the parabola through those around it is tried too, and taken where it is
+    as good within half a standard error. With a `first_look`, only what it finds best gets its `accuracy` measured.
+    Where the choice does not beat the unchanged model, the best of the others has its chance.
 
     Args:
         accuracy: Of the model repaired with an alpha, in [0, 1].
         unchanged: Accuracy of the model as it was.
         energies: Whether alpha is a fraction of the energy, as for `gpm`.
         samples: How many samples an accuracy is a fraction of; 0 for exact ones.
-        first_look: The accuracy on the first `FIRST_LOOK` of the samples, which takes less time.
+        first_look: The accuracy on some of the samples, at most `FIRST_LOOK`, which takes less time.
     """
     looks: dict[float, float] = {}
+    looked: dict[float, Trial] = {}
 
     def look(alphas: Sequence[float]) -> None:
         for alpha in alphas:
             if alpha not in looks:
-                looks[alpha] = (first_look or accuracy)(alpha)
+                looked[alpha] = Trial(alpha, accuracy(alpha)) if first_look is None else first_look(alpha)
+                looks[alpha] = looked[alpha].score
 
     if energies:
         look(_ENERGIES)
     else:
-        decades = [float(exponent) for exponent in range(_FIRST_DECADE, _LAST_DECADE + 1)]
-        look([_power(exponent) for exponent in decades])
+        decades = [_power(exponent) for exponent in range(_FIRST_DECADE, _LAST_DECADE + 1)]
+        look(sorted(decades, key=lambda alpha: abs(math.log(alpha / _USUAL_ALPHA))))
         step = 1.0
         for _ in range(_REFINEMENTS):
             step /= 2
@@ -122,7 +155,7 @@ def best_on_validation(
         if winner not in measured:
             measured[winner] = accuracy(winner)
     trials = [Trial(alpha, score) for alpha, score in measured.items()]
-    trials += [Trial(alpha, score, FIRST_LOOK) for alpha, score in looks.items() if alpha not in measured]
+    trials += [trial for alpha, trial in looked.items() if alpha not in measured]
     return Choice(
         winner if measured[winner] > unchanged else None,
         Evidence.VALIDATION,
@@ -181,18 +214,19 @@ def usual_trials(evidence: Evidence, energies: bool = False, samples: int = 0) -
     target = _ENERGIES[len(_ENERGIES) // 2] if energies else _USUAL_ALPHA
     if evidence is Evidence.KNEE:
         return 0, len(knee(lambda alpha: float(alpha >= target), energies).trials)
-    tried: Counter[str] = Counter()
+    looks: list[float] = []
+    trials: list[float] = []
 
-    def count(kind: str) -> Callable[[float], float]:
-        def score(alpha: float) -> float:
-            tried[kind] += 1
-            return -abs(math.log(alpha / target))
+    def score(alpha: float) -> float:
+        trials.append(alpha)
+        return -abs(math.log(alpha / target))
 
-        return score
+    def look(alpha: float) -> Trial:
+        looks.append(alpha)
+        return Trial(alpha, -abs(math.log(alpha / target)))
 
-    first_look = count("looks") if samples >= WORTH_A_FIRST_LOOK else None
-    best_on_validation(count("trials"), -math.inf, energies, 1, first_look)
-    return tried["looks"], tried["trials"]
+    best_on_validation(score, -math.inf, energies, 1, look if samples >= WORTH_A_FIRST_LOOK else None)
+    return len(looks), len(trials)
 
 
 def _peak(trials: Mapping[float, float], best: float) -> float | None:

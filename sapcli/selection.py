@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ _CURVATURE_DRAWS = 10
 # Python refuses to convert longer numbers, and no list has so many samples, or a float so large a loss.
 _MOST_DIGITS = 18
 _LARGEST_LOSS = 1e18
+# How many more candidates than needed there are after a first scoring in bfloat16, which moves a sample by a few ranks:
+# on noisy CIFAR-10 the last one of a hundred of each class was never further down than the 105th.
+_MARGIN = 1.25
 _FEW_MORE = 16
 
 
@@ -158,11 +162,11 @@ def likely_lowest(dataset: Dataset, indices: Tensor, scores: Tensor, count: int)
         count: How many samples will be selected.
 
     Returns:
-        Indices, ascending: of each class those with the lowest scores, twice as many as it will give and a few more.
+        Indices, ascending: of each class those with the lowest scores, a quarter more than it will give and a few.
     """
     labels = torch.tensor(dataset.labels)[indices]
     shares = balanced_shares(torch.bincount(labels, minlength=len(dataset.classes)).tolist(), count)
-    wide = [2 * share + _FEW_MORE for share in shares.counts]
+    wide = [math.ceil(_MARGIN * share) + _FEW_MORE for share in shares.counts]
     found: list[int] = indices[class_balanced_lowest(scores, labels, wide)].tolist()
     return found
 

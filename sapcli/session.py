@@ -114,6 +114,12 @@ class Session:
         return device.fast_dtype(self.settings.device, self.settings.precision, parameters)
 
     @cached_property
+    def batch_size(self) -> int:
+        """How many images run at a time."""
+        _, height, width = self.architecture.preprocessing.input_size
+        return self.settings.batch_size or device.usual_batch_size(height, width)
+
+    @cached_property
     def training(self) -> Dataset:
         """The images to learn from."""
         return self._open(self.source.folder, Role.LEARN, self.source.split)
@@ -187,7 +193,7 @@ class Session:
         return Images(
             dataset,
             self.architecture.preprocessing,
-            batch_size=self.settings.batch_size,
+            batch_size=self.batch_size,
             workers=self.settings.workers,
             strict=self.settings.strict_images,
         )
@@ -207,7 +213,7 @@ class Session:
             "code": self.architecture.code_digest,
             "data": fingerprint,
             "device": settings.device.type,
-            "batch_size": settings.batch_size,
+            "batch_size": self.batch_size,
             "torch": torch.__version__,
         }
 

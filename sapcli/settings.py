@@ -105,7 +105,7 @@ class RunSettings:
     """What means the same to every command."""
 
     device: torch.device
-    batch_size: int = 128
+    batch_size: int | None = None
     workers: int = 0
     seed: int = 0
     strict_images: bool = False

@@ -28,7 +28,8 @@ def shown(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> str:
 
 def test_a_setting_without_a_source_is_the_default(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     text = shown(capfdbinary)
-    assert "\nbatch-size = 128  # default\n" in text
+    assert "\nseed = 0  # default\n" in text
+    assert "\n# batch-size =\n" in text
     assert "\n# val =\n" in text
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from sapcli.search import KNEE, Evidence, best_on_validation, knee, usual_trials
+from sapcli.search import FIRST_LOOK, KNEE, Evidence, FirstLooks, Trial, best_on_validation, knee, usual_trials
+
+
+def looking(score) -> Callable[[float], Trial]:
+    """First looks that give the scores."""
+    return lambda alpha: Trial(alpha, score(alpha), FIRST_LOOK)
 
 
 class Counted:
@@ -31,6 +38,7 @@ def test_a_single_peak_is_found_within_an_eighth_of_a_decade(peak):
     assert len(score.asked) == len(set(score.asked)) <= 10
     assert all(1e2 <= alpha <= 1e7 for alpha in score.asked)
     assert [trial.alpha for trial in choice.trials] == sorted(score.asked)
+    assert score.asked[:2] == [1e3, 1e4]
     assert choice.unchanged == 0.1
 
 
@@ -108,7 +116,7 @@ def test_after_a_first_look_only_the_best_are_measured() -> None:
         return 0.7 - 0.05 * math.log10(alpha / 4000) ** 2
 
     look, measure = Counted(lambda alpha: truth(alpha) + (0.01 if alpha == 1e4 else 0.0)), Counted(truth)
-    choice = best_on_validation(measure, unchanged=0.5, samples=5000, first_look=look)
+    choice = best_on_validation(measure, unchanged=0.5, samples=5000, first_look=looking(look))
     assert len(measure.asked) == 1
     assert choice.alpha in measure.asked
     assert 2500 < choice.alpha < 6400
@@ -120,7 +128,7 @@ def test_after_a_first_look_only_the_best_are_measured() -> None:
 
 def test_what_the_first_look_flatters_does_not_beat_the_unchanged_model() -> None:
     measure = Counted(lambda _: 0.5)
-    choice = best_on_validation(measure, unchanged=0.6, samples=5000, first_look=lambda _: 0.7)
+    choice = best_on_validation(measure, unchanged=0.6, samples=5000, first_look=looking(lambda _: 0.7))
     assert choice.alpha is None
     assert len(measure.asked) == 2
 
@@ -128,14 +136,14 @@ def test_what_the_first_look_flatters_does_not_beat_the_unchanged_model() -> Non
 def test_the_second_best_of_the_first_look_has_its_chance() -> None:
     looks = {1e5: 0.8, 1e4: 0.7}
     choice = best_on_validation(
-        lambda alpha: 0.9 if alpha == 1e4 else 0.5, 0.6, False, 5000, lambda a: looks.get(a, 0.1)
+        lambda alpha: 0.9 if alpha == 1e4 else 0.5, 0.6, False, 5000, looking(lambda a: looks.get(a, 0.1))
     )
     assert choice.alpha == 1e4
 
 
 def test_energies_get_a_first_look_too() -> None:
     measure = Counted(lambda energy: 1 - abs(energy - 0.97))
-    choice = best_on_validation(measure, 0.0, energies=True, samples=5000, first_look=measure.score)
+    choice = best_on_validation(measure, 0.0, energies=True, samples=5000, first_look=looking(measure.score))
     assert choice.alpha == 0.97
     assert len(measure.asked) == 1
 
@@ -143,3 +151,52 @@ def test_energies_get_a_first_look_too() -> None:
 @pytest.mark.parametrize(("samples", "expected"), [(100, (0, 11)), (5000, (11, 1))])
 def test_the_usual_number_of_trials(samples: int, expected: tuple[int, int]) -> None:
     assert usual_trials(Evidence.VALIDATION, samples=samples) == expected
+
+
+class Looks:
+    """Samples that each alpha has right with its own probability, the same ones more often than not."""
+
+    def __init__(self, probabilities: dict[float, float]) -> None:
+        difficulty = np.random.default_rng(0).random(FIRST_LOOK)
+        self.right = {alpha: difficulty < probability for alpha, probability in probabilities.items()}
+        self.seen: dict[float, int] = {}
+
+    def __call__(self, alpha: float, begin: int, end: int) -> np.ndarray:
+        """Which of the samples are right."""
+        assert begin == self.seen.get(alpha, 0)
+        self.seen[alpha] = end
+        return self.right[alpha][begin:end]
+
+
+def test_a_look_is_given_up_where_another_alpha_is_clearly_better() -> None:
+    right = Looks({1e3: 0.6, 1e4: 0.58, 1e2: 0.3, 1e5: 0.61})
+    look = FirstLooks(right)
+    trials = {alpha: look(alpha) for alpha in (1e3, 1e4, 1e2, 1e5)}
+    assert trials[1e3] == Trial(1e3, right.right[1e3].mean(), FIRST_LOOK)
+    assert trials[1e5] == Trial(1e5, right.right[1e5].mean(), FIRST_LOOK)
+    assert trials[1e2].samples == right.seen[1e2] == 250
+    # On the level of the best, whatever the luck of the first samples: 30 points below it.
+    assert trials[1e2].score == pytest.approx(
+        right.right[1e3].mean() - (right.right[1e3][:250].mean() - right.right[1e2][:250].mean())
+    )
+    assert right.seen[1e4] < FIRST_LOOK
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_alpha_that_is_as_good_is_never_given_up(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    # Both have nine tenths in common and toss a coin for the rest.
+    common, open_ = draws.random(FIRST_LOOK) < 0.6, draws.random(FIRST_LOOK) < 0.1
+
+    def right(_alpha: float, begin: int, end: int) -> np.ndarray:
+        if begin == 0:
+            right.now = np.where(open_, draws.random(FIRST_LOOK) < 0.5, common)
+        return right.now[begin:end]
+
+    look = FirstLooks(right)
+    assert [look(alpha).samples for alpha in (1e3, 1e4)] == [FIRST_LOOK, FIRST_LOOK]
+
+
+def test_unreadable_samples_are_looked_past() -> None:
+    look = FirstLooks(lambda _alpha, begin, end: np.ones(end - begin - 3, dtype=bool))
+    assert look(1e3) == Trial(1e3, 1.0, FIRST_LOOK - 12)
