@@ -148,7 +148,7 @@ def test_energies_get_a_first_look_too() -> None:
     assert len(measure.asked) == 1
 
 
-@pytest.mark.parametrize(("samples", "expected"), [(100, (0, 11)), (5000, (11, 1))])
+@pytest.mark.parametrize(("samples", "expected"), [(100, (0, 11)), (5000, (9, 1))])
 def test_the_usual_number_of_trials(samples: int, expected: tuple[int, int]) -> None:
     assert usual_trials(Evidence.VALIDATION, samples=samples) == expected
 
@@ -200,3 +200,16 @@ def test_an_alpha_that_is_as_good_is_never_given_up(seed: int) -> None:
 def test_unreadable_samples_are_looked_past() -> None:
     look = FirstLooks(lambda _alpha, begin, end: np.ones(end - begin - 3, dtype=bool))
     assert look(1e3) == Trial(1e3, 1.0, FIRST_LOOK - 12)
+
+
+def test_beyond_an_alpha_that_was_given_up_no_other_is_looked_at() -> None:
+    look = Counted(lambda alpha: 0.6 - 0.1 * abs(math.log10(alpha / 2000)))
+    choice = best_on_validation(
+        look.score,
+        0.1,
+        samples=5000,
+        first_look=lambda alpha: Trial(alpha, look(alpha), 250 if alpha >= 1e5 else FIRST_LOOK),
+    )
+    assert {1e3, 1e4, 1e5} < set(look.asked)
+    assert not {1e6, 1e7} & set(look.asked)
+    assert 1e3 <= choice.alpha <= 4e3
