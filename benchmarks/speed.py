@@ -42,7 +42,6 @@ ALPHAS = (1000.0, 2000.0, 3000.0, 5000.0, 10000.0)
 TEXTBOOK_ROWS = 50_000
 TRUSTED = {"shared": 1000}
 TRUSTED_AT_224_PIXELS = 64  # of which the textbook's decompositions take minutes
-BATCH = 128
 
 
 class Stopwatch:
@@ -85,10 +84,12 @@ def network(case: str) -> tuple[nn.Module, tuple[int, int]]:
 
 
 def batches(count: int, size: tuple[int, int]) -> list[Tensor]:
-    """Generated images, smooth as photographs are, in batches, float32 `[n, 3, H, W]`."""
+    """Generated images, smooth as photographs are, in batches of the usual size, float32 `[n, 3, H, W]`."""
+    from sapcli.device import usual_batch_size
+
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(count, 3, 8, 8, generator=generator)
-    return [nn.functional.interpolate(part, size, mode="bilinear") for part in coarse.split(BATCH)]
+    return [nn.functional.interpolate(part, size, mode="bilinear") for part in coarse.split(usual_batch_size(*size))]
 
 
 def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict
     moments = SecondMoments(module, trusted)
     with watch.stage("second moments"), full_precision(), moments.capture:
         for batch in images:
-            moments.forward(batch.to(device))
+            moments.forward(batch.to(device).contiguous(memory_format=torch.channels_last))
     with watch.stage("decomposition"):
         pieces = moments.pieces(SilentProgress())
     parameters = dict(module.named_parameters())

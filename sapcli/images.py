@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from sapcli.preprocessing import Preprocessing
 
 _CHUNK = 32  # images per task of a worker: all workers share the work of one batch
-_WORTH_WORKERS = 0.5  # seconds of decoding for which it pays to start workers, which takes them 0.1 s and more
+# Seconds that workers have to save before they are started: as much goes into copying this process' memory and into
+# their competition with the network for the cores.
+_WORTH_WORKERS = 1.5
 _NOT_DECODED = -1
 _UNREADABLE = -2
 
@@ -195,11 +197,12 @@ class Images:
         """The pixels of the images one by one, or the reasons why there are none."""
         paths = [self.dataset.paths[index] for index in indices]
         chunks = deque(paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
-        seconds_left = 0.0
-        while chunks and (self._workers == 0 or seconds_left <= _WORTH_WORKERS):
+        saved = 0.0
+        while chunks and (self._workers == 0 or saved <= _WORTH_WORKERS):
             began = time.perf_counter()
             decoded = self._decoder(chunks.popleft())
             seconds_left = (time.perf_counter() - began) * len(chunks)
+            saved = seconds_left * (1 - 1 / (self._workers + 1))
             yield from decoded
         if chunks:
             try:

@@ -59,16 +59,30 @@ class Classifier:
         if self.as_built:
             return self.module(inputs)
         dtype = None if exact else self.fast_dtype
-        together = torch.channels_last if self.device.type in _FAST_CHANNELS_LAST else torch.contiguous_format
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                return self.module(inputs.contiguous(memory_format=together))
+                return self.module(self.arranged(inputs))
         except Exception as error:  # not every network takes that, and each fails in its own way
             if is_out_of_memory(error):
                 raise
             output = self.module(inputs)
             self.as_built = True
             return output
+
+    def arranged(self, inputs: Tensor) -> Tensor:
+        """The same images in the layout that the network is fastest with."""
+        together = self.device.type in _FAST_CHANNELS_LAST and not self.as_built
+        return inputs.contiguous(memory_format=torch.channels_last) if together else inputs
+
+    def try_layout(self) -> None:
+        """Find out whether the network takes images as `arranged` gives them, before a pass that begins only once.
+
+        Raises:
+            ArchitectureError: It takes no images of the preprocessing's size at all.
+        """
+        blank = torch.zeros(2, *self.architecture.preprocessing.input_size, device=self.device)
+        with torch.inference_mode(), self.running():
+            self.forward(blank)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -206,6 +206,31 @@ def test_an_overflow_names_the_layer(classifier, images):
         collect(classifier, images)
 
 
+class Views(nn.Module):
+    """A network that cannot view images whose channels lie together, after a layer that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(16, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        features = self.convolution(images)
+        return self.head(features.view(len(features), -1))
+
+
+def test_a_network_that_wants_its_images_in_one_piece_gets_them(images):
+    torch.manual_seed(0)
+    classifier = classifier_of(Views().eval())
+    found = collect(classifier, images)
+    assert classifier.as_built
+    expected = bases_of(classifier.module, *(classifier.inputs(batch.images) for batch in images.batches(range(9))))
+    for name in ("convolution.weight", "head.weight"):
+        basis, other = found.pieces[name][0].basis, expected.pieces[name][0].basis
+        assert basis.rows == other.rows
+        torch.testing.assert_close(basis.values, other.values)
+
+
 class Experts(nn.Module):
     """Sends every row to one of two layers."""
 
