@@ -259,7 +259,7 @@ def _run(
     with progress.stage("capturing activations", len(indices)) as advance, full_precision(), moments.capture:
         for batch in images.batches(indices):
             with classifier.running():
-                output = moments.forward(classifier.arranged(classifier.inputs(batch.images)))
+                output = moments.forward(classifier.inputs(batch.images))
             predictions = classifier.check_output(output, len(batch.images)).argmax(dim=1).cpu()
             per_class += torch.bincount(batch.labels, minlength=len(per_class))
             contradicted += int((predictions != batch.labels).sum())

@@ -46,8 +46,14 @@ class Classifier:
         return self.loaded.module
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Normalised float32 images on the device, from decoded uint8 `[n, C, H, W]`."""
-        return normalise(images.to(self.device, non_blocking=True), self.architecture.preprocessing)
+        """Normalised float32 images on the device, from decoded uint8 `[n, C, H, W]`, in the fastest layout.
+
+        Their channels lie together unless the network does not take that.
+        """
+        images = images.to(self.device, non_blocking=True)
+        if self.device.type in _FAST_CHANNELS_LAST and not self.as_built:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return normalise(images, self.architecture.preprocessing)
 
     def logits(self, images: Tensor, *, exact: bool = True) -> Tensor:
         """The network's output, float32 `[n, classes]`, for decoded uint8 images `[n, C, H, W]`."""
@@ -57,32 +63,27 @@ class Classifier:
     def forward(self, inputs: Tensor, *, exact: bool = True) -> object:
         """What the network makes of normalised images, in float32 or, where it need not be exact, in `fast_dtype`."""
         if self.as_built:
-            return self.module(inputs)
+            return self.module(inputs.contiguous())
         dtype = None if exact else self.fast_dtype
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                return self.module(self.arranged(inputs))
+                return self.module(inputs)
         except Exception as error:  # not every network takes that, and each fails in its own way
             if is_out_of_memory(error):
                 raise
-            output = self.module(inputs)
+            output = self.module(inputs.contiguous())
             self.as_built = True
             return output
 
-    def arranged(self, inputs: Tensor) -> Tensor:
-        """The same images in the layout that the network is fastest with."""
-        together = self.device.type in _FAST_CHANNELS_LAST and not self.as_built
-        return inputs.contiguous(memory_format=torch.channels_last) if together else inputs
-
     def try_layout(self) -> None:
-        """Find out whether the network takes images as `arranged` gives them, before a pass that begins only once.
+        """Find out whether the network takes images as `inputs` gives them, before a pass that begins only once.
 
         Raises:
             ArchitectureError: It takes no images of the preprocessing's size at all.
         """
-        blank = torch.zeros(2, *self.architecture.preprocessing.input_size, device=self.device)
+        blank = torch.zeros(2, *self.architecture.preprocessing.input_size, dtype=torch.uint8)
         with torch.inference_mode(), self.running():
-            self.forward(blank)
+            self.forward(self.inputs(blank))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -124,7 +125,7 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """`(x / 255 - mean) / std` of uint8 images `[n, C, H, W]`, as float32."""
     mean = torch.tensor(preprocessing.mean, device=images.device).reshape(1, -1, 1, 1) * 255
     std = torch.tensor(preprocessing.std, device=images.device).reshape(1, -1, 1, 1) * 255
-    return (images.to(torch.float32) - mean) / std
+    return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def curvatures(
 
     def gradient(inputs: Tensor, labels: Tensor) -> Tensor:
         inputs = inputs.detach().requires_grad_()
-        logits = classifier.check_output(classifier.module(inputs), len(inputs))
+        logits = classifier.check_output(classifier.forward(inputs), len(inputs))
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         return torch.autograd.grad(loss, inputs)[0]
 
