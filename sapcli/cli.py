@@ -187,9 +187,9 @@ def inspect(
 
     Example: sap inspect model.safetensors
     """
-    from sapcli import commands
+    from sapcli import planning
 
-    commands.inspect(checkpoint, model, run, format)
+    planning.inspect(checkpoint, model, run, format)
 
 
 @app.command(name="eval")

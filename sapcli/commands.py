@@ -16,15 +16,13 @@ from sapcli.errors import CheckpointError, GateError, UsageError
 from sapcli.evaluation import Metrics, measure, paired_gain
 from sapcli.evidence import guessing
 from sapcli.inputs import Inputs, Trust, given_bases, introduce, name_unreadable
-from sapcli.inspection import Inspection, inspect_checkpoint, usual_workload
-from sapcli.inspection_report import render_inspection
-from sapcli.options import ModelOptions, OutputOptions, RunOptions, SelectionOptions
+from sapcli.options import OutputOptions, SelectionOptions
 from sapcli.outputs import STDIO, check_appendable, destination_file, one_stdin, open_output
 from sapcli.pipeline import TRUSTED_IMAGES
 from sapcli.report import EvaluationReport, render_evaluation
 from sapcli.scoring import Outcomes
 from sapcli.session import Session
-from sapcli.settings import OutputFormat, PlanFormat
+from sapcli.settings import OutputFormat
 from sapcli.summaries import append_summary, evaluation_summary
 from sapcli.verification import verify as check_claim
 
@@ -63,23 +61,6 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     else:
         write_bases(bases, destination)
         console.print_result(str(destination))
-
-
-def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: PlanFormat | None) -> None:
-    """`sap inspect`."""
-    settings = run.to_settings()
-    workload = usual_workload(settings.batch_size)
-    print_inspection(
-        inspect_checkpoint(open_checkpoint(source), model.to_source(), settings.device, workload), output_format
-    )
-
-
-def print_inspection(inspection: Inspection, output_format: PlanFormat | None) -> None:
-    """A table on a terminal and JSON otherwise, where no format was asked for."""
-    if output_format is None:
-        output_format = PlanFormat.TABLE if sys.stdout.isatty() else PlanFormat.JSON
-    with open_output(None) as handle:
-        handle.write(render_inspection(inspection, output_format).encode("utf-8", "surrogateescape"))
 
 
 def evaluate(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from sapcli.dataset import Dataset
@@ -22,8 +24,7 @@ _CONTENT_BYTES = 8
 
 def contents_of(dataset: Dataset, indices: Sequence[int]) -> dict[int, Content]:
     """The content of each sample's file by the sample's index; unreadable files are left out."""
-    paths = {index: dataset.root / dataset.paths[index] for index in indices}
-    found = {index: _content(path) for index, path in paths.items()}
+    found = {index: _content(f"{dataset.root}/{dataset.paths[index]}") for index in indices}
     return {index: content for index, content in found.items() if content is not None}
 
 
@@ -33,8 +34,9 @@ def find_contents(dataset: Dataset, contents: Collection[Content]) -> dict[int, 
     sizes = {content[:_SIZE_BYTES] for content in wanted}
     found = {}
     for index, name in enumerate(dataset.paths) if wanted else ():
-        path = dataset.root / name
-        if _size(path) in sizes and (content := _content(path)) in wanted:
+        path = f"{dataset.root}/{name}"
+        status = _status(path)
+        if status and _size(status) in sizes and (content := _content(path)) in wanted:
             assert content is not None
             found[index] = content
     return found
@@ -55,22 +57,32 @@ def from_text(text: str) -> frozenset[Content]:
     return frozenset(joined[start : start + _CONTENT_BYTES] for start in range(0, whole, _CONTENT_BYTES))
 
 
-def _size(path: Path) -> bytes | None:
-    """The part of a file's content that its size is; `None` for what is gone or no file."""
+def _status(path: str) -> os.stat_result | None:
+    """Size and time of change of a file; `None` for what is gone."""
     try:
-        size = path.stat().st_size
+        return os.stat(path)  # noqa: PTH116 (of thousands, without making an object of each name)
     except (OSError, ValueError):
         return None
-    return (size % (1 << 8 * _SIZE_BYTES)).to_bytes(_SIZE_BYTES, "big")
 
 
-def _content(path: Path) -> Content | None:
-    size = _size(path)
-    if size is None:
+def _size(status: os.stat_result) -> bytes:
+    """The part of a file's content that its size is."""
+    return (status.st_size % (1 << 8 * _SIZE_BYTES)).to_bytes(_SIZE_BYTES, "big")
+
+
+def _content(path: str) -> Content | None:
+    """The content of a file; `None` for what cannot be read."""
+    status = _status(path)
+    if status is None or (digest := _digest(path, status.st_size, status.st_mtime_ns)) is None:
         return None
+    return _size(status) + digest[: _CONTENT_BYTES - _SIZE_BYTES]
+
+
+@lru_cache(maxsize=1 << 17)
+def _digest(path: str, _size: int, _modified_ns: int) -> bytes | None:
+    """SHA-256 of a file's bytes, read once for as long as it stays the same."""
     try:
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").digest()
+        with Path(path).open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").digest()
     except OSError:
         return None
-    return size + digest[: _CONTENT_BYTES - _SIZE_BYTES]

@@ -94,7 +94,8 @@ class Correlations:
         row = (*places, self._channels, *rest)
         order = self._element_order()
         both = (0, *(1 + axis for axis in order), *(1 + len(row) + axis for axis in order))
-        total += blocks.view(self._groups, *row, *row).permute(both).reshape(total.shape)
+        element = (self._channels, *self._kernel)
+        total.view(self._groups, *element, *element).add_(blocks.view(self._groups, *row, *row).permute(both))
 
     def _element_order(self) -> list[int]:
         """Where channels and the kernel's axes are in `(*shifted axes, channels, *other axes)`."""

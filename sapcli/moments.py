@@ -74,6 +74,7 @@ class SecondMoment:
         self._shape = (groups, row_length, row_length)
         self._kept: list[Tensor] = []
         self._summing = False
+        self._given_up = False
         self._device = torch.device("cpu")
         self._sum: Tensor | None = None
         self._correlations: dict[tuple[torch.Size, Geometry], Correlations] = {}
@@ -163,7 +164,8 @@ class SecondMoment:
             )
 
     def matrix(self) -> Tensor:
-        """`G`, float64 `[groups, d, d]`."""
+        """`G`, float64 `[groups, d, d]`; not of a large one after its `basis`."""
+        assert not self._given_up
         if self._summing:
             total = self._total()
             while self._correlations:
@@ -173,7 +175,7 @@ class SecondMoment:
         return rows.mT @ rows
 
     def basis(self) -> Basis:
-        """The basis of the rows so far; through the Gram matrix of the rows where they are fewer than `d`.
+        """The basis of all rows, at the end; through the Gram matrix of the rows where they are fewer than `d`.
 
         Raises:
             NumericsError: The decomposition failed.
@@ -209,7 +211,12 @@ class SecondMoment:
         """As `_eigh` of the sum; the matrix is brought to a size that float32 can hold."""
         total = self.matrix()
         size = total.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None].clamp_min(1e-300)
-        values, vectors = self._eigh((total / size).float())
+        scaled = torch.empty_like(total, dtype=torch.float32)
+        torch.div(total, size, out=scaled)
+        # Given up before the decomposition takes as much memory again.
+        del total
+        self._sum, self._given_up = None, True
+        values, vectors = self._eigh(scaled)
         return values.double() * size.squeeze(-1), vectors
 
     def _eigh(self, matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from sapcli.calibration import BATCHNORM_BATCH, BATCHNORM_IMAGES, FEW_BATCHNORM_
 from sapcli.contents import find_contents, from_text, to_text
 from sapcli.correction import Correction, LayerPlan
 from sapcli.errors import UsageError
-from sapcli.estimate import Workload
 from sapcli.evaluation import Gain, Metrics, measure, paired_gain
 from sapcli.evidence import guessing, weak_points
 from sapcli.saving import written_digest
@@ -29,7 +28,6 @@ from sapcli.search import (
     FirstLooks,
     best_on_validation,
     knee,
-    usual_trials,
 )
 from sapcli.session import Samples, Session
 from sapcli.settings import (
@@ -78,35 +76,6 @@ class Repair:
     def changed(self) -> bool:
         """Whether the corrected checkpoint differs from the input."""
         return self.choice.alpha is not None
-
-
-def repair_workload(
-    session: Session, settings: ProjectionSettings, trusted: int, *, selects: bool, captures: bool
-) -> Workload:
-    """What a repair runs, for an estimate.
-
-    Args:
-        session: The checkpoint and the data.
-        settings: How the weights are to be changed.
-        trusted: The number of trusted samples.
-        selects: Whether they are chosen first, which scores all training images.
-        captures: Whether bases are made of them.
-    """
-    validation = 0 if session.validation is None else len(session.validation.paths)
-    evidence = Evidence.FIXED if settings.alpha is not None else Evidence.KNEE
-    if settings.alpha is None and validation:
-        evidence = Evidence.VALIDATION
-    looks, trials = usual_trials(evidence, settings.importance is Importance.GPM, validation)
-    return Workload(
-        scored=len(session.training.paths) if selects else 0,
-        trusted=trusted,
-        captured=captures,
-        judged=trusted if evidence is Evidence.KNEE else validation,
-        trials=trials,
-        batchnorm=len(_batchnorm_indices(session, settings)),
-        batch_size=session.batch_size,
-        looks=looks,
-    )
 
 
 def run_repair(
@@ -204,7 +173,7 @@ def _repair(
         choice=choice,
         plan=plan,
         removed=removed,
-        batchnorm_images=len(_batchnorm_indices(session, settings)) if choice.alpha is not None else 0,
+        batchnorm_images=len(batchnorm_indices(session, settings)) if choice.alpha is not None else 0,
         trusted=0 if trusted is None else len(trusted.indices),
         validation=0 if before is None else len(before),
         before=None if before is None else measure(before, classes),
@@ -233,7 +202,7 @@ def _judges(session: Session, bases: Bases) -> Sequence[int]:
 def _correction(
     session: Session, settings: ProjectionSettings, bases: Bases, plan: LayerPlan, forget: Bases | None
 ) -> Correction:
-    indices = _batchnorm_indices(session, settings)
+    indices = batchnorm_indices(session, settings)
     batch_size = BATCHNORM_BATCH
 
     def calibrate(first: int | None) -> None:
@@ -259,7 +228,7 @@ def _correction(
     )
 
 
-def _batchnorm_indices(session: Session, settings: ProjectionSettings) -> list[int]:
+def batchnorm_indices(session: Session, settings: ProjectionSettings) -> list[int]:
     """The training images that BatchNorm is re-estimated on; none where it is kept or there is none.
 
     They are shuffled: in the order of the folders each batch would hold one class, whose own statistics are narrower

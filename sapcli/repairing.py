@@ -10,15 +10,13 @@ from pathlib import Path
 
 from sapcli import console, saving
 from sapcli.bases import Bases
-from sapcli.commands import print_inspection
 from sapcli.correction import Correction
 from sapcli.errors import GateError, UsageError
 from sapcli.files import atomic_write
 from sapcli.inputs import Inputs, Trust, given_bases, introduce, name_unreadable
-from sapcli.inspection import inspect_classifier
 from sapcli.options import OutputOptions, ProjectionOptions, RecordOptions, SelectionOptions
 from sapcli.outputs import STDIO, check_appendable, destination_checkpoint, one_stdin, report_forms
-from sapcli.pipeline import Repair, repair_metadata, repair_workload, run_repair
+from sapcli.pipeline import Repair, repair_metadata, run_repair
 from sapcli.search import KNEE, Evidence
 from sapcli.session import Samples, Session
 from sapcli.settings import ProjectionSettings, ReportForm
@@ -101,7 +99,12 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
     if checkpoint.metadata.get("sap.repaired") == "true":
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if request.dry_run:
-        _plan(session, request, trust)
+        # What only a plan needs is imported here: it takes a quarter of a second.
+        from sapcli.planning import print_plan
+
+        count = request.selection.count if request.trusted is None else len(trust.samples(session).indices)
+        selects, captures = request.trusted is None, request.projection.bases is None
+        print_plan(session, settings, count, selects=selects, captures=captures)
         return
 
     bases, samples = _artifacts(session, request, settings, trust)
@@ -158,18 +161,6 @@ def _artifacts(
         assert samples is not None
         bases = session.bases(samples)
     return bases, samples
-
-
-def _plan(session: Session, request: Request, trust: Trust) -> None:
-    """`sap project --dry-run`: what the run would do, without running it."""
-    count = min(request.selection.count, len(session.training.paths))
-    if request.trusted is not None:
-        count = len(trust.samples(session).indices)
-    settings = request.projection.to_settings()
-    workload = repair_workload(
-        session, settings, count, selects=request.trusted is None, captures=request.projection.bases is None
-    )
-    print_inspection(inspect_classifier(session.checkpoint, session.classifier, settings, workload), None)
 
 
 def _write_report(

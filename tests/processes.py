@@ -20,7 +20,7 @@ from pathlib import Path
 from small_project import Outcome, Project
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["sapcli.cli", "sapcli.repairing", "torch._dynamo"])
+_SERVER.set_forkserver_preload(["sapcli.cli", "sapcli.repairing", "sapcli.planning", "timm.data"])
 
 _STREAMS = tempfile.TemporaryDirectory(prefix="sap-test-")
 

@@ -1,0 +1,66 @@
+"""What a repair would do and what it takes: `sap inspect`, and `sap project --dry-run`."""
+
+from __future__ import annotations
+
+import sys
+
+from sapcli.checkpoint import open_checkpoint
+from sapcli.estimate import Workload
+from sapcli.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
+from sapcli.inspection_report import render_inspection
+from sapcli.options import ModelOptions, RunOptions
+from sapcli.outputs import open_output
+from sapcli.pipeline import batchnorm_indices
+from sapcli.search import Evidence, usual_trials
+from sapcli.session import Session
+from sapcli.settings import Importance, PlanFormat, ProjectionSettings
+
+
+def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: PlanFormat | None) -> None:
+    """`sap inspect`."""
+    settings = run.to_settings()
+    workload = usual_workload(settings.batch_size)
+    _print(inspect_checkpoint(open_checkpoint(source), model.to_source(), settings.device, workload), output_format)
+
+
+def _print(inspection: Inspection, output_format: PlanFormat | None) -> None:
+    """A table on a terminal and JSON otherwise, where no format was asked for."""
+    if output_format is None:
+        output_format = PlanFormat.TABLE if sys.stdout.isatty() else PlanFormat.JSON
+    with open_output(None) as handle:
+        handle.write(render_inspection(inspection, output_format).encode("utf-8", "surrogateescape"))
+
+
+def print_plan(session: Session, settings: ProjectionSettings, trusted: int, *, selects: bool, captures: bool) -> None:
+    """`sap project --dry-run`: what the run would do, without running it.
+
+    Args:
+        session: The checkpoint and the data.
+        settings: How the weights are to be changed.
+        trusted: The number of trusted samples.
+        selects: Whether they are chosen first, which scores all training images.
+        captures: Whether bases are made of them.
+    """
+    workload = _workload(session, settings, trusted, selects=selects, captures=captures)
+    _print(inspect_classifier(session.checkpoint, session.classifier, settings, workload), None)
+
+
+def _workload(
+    session: Session, settings: ProjectionSettings, trusted: int, *, selects: bool, captures: bool
+) -> Workload:
+    """What a repair runs, for an estimate; see `print_plan`."""
+    validation = 0 if session.validation is None else len(session.validation.paths)
+    evidence = Evidence.FIXED if settings.alpha is not None else Evidence.KNEE
+    if settings.alpha is None and validation:
+        evidence = Evidence.VALIDATION
+    looks, trials = usual_trials(evidence, settings.importance is Importance.GPM, validation)
+    return Workload(
+        scored=len(session.training.paths) if selects else 0,
+        trusted=min(trusted, len(session.training.paths)),
+        captured=captures,
+        judged=trusted if evidence is Evidence.KNEE else validation,
+        trials=trials,
+        batchnorm=len(batchnorm_indices(session, settings)),
+        batch_size=session.batch_size,
+        looks=looks,
+    )
