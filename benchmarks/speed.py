@@ -83,13 +83,15 @@ def network(case: str) -> tuple[nn.Module, tuple[int, int]]:
     return timm.create_model(case, num_classes=10).eval(), (224, 224)
 
 
-def batches(count: int, size: tuple[int, int]) -> list[Tensor]:
+def batches(count: int, size: tuple[int, int], device: torch.device) -> list[Tensor]:
     """Generated images, smooth as photographs are, in batches of the usual size, float32 `[n, 3, H, W]`."""
     from sapcli.device import usual_batch_size
 
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(count, 3, 8, 8, generator=generator)
-    return [nn.functional.interpolate(part, size, mode="bilinear") for part in coarse.split(usual_batch_size(*size))]
+    return [
+        nn.functional.interpolate(part, size, mode="bilinear") for part in coarse.split(usual_batch_size(device, *size))
+    ]
 
 
 def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict
     module.to(device)
     dtype = fast_dtype(device, Precision.AUTO, sum(parameter.numel() for parameter in module.parameters()))
     watch = Stopwatch()
-    images, held_out = batches(trusted, size), batches(validation, size)
+    images, held_out = batches(trusted, size, device), batches(validation, size, device)
 
     def run(images: list[Tensor]) -> None:
         # As `Classifier.forward` does where the outputs need not be exact.
@@ -120,6 +122,7 @@ def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict
     with watch.stage("second moments"), full_precision(), moments.capture:
         for batch in images:
             moments.forward(batch.to(device).contiguous(memory_format=torch.channels_last))
+    del images, batch  # of which a repair keeps the bytes alone
     with watch.stage("decomposition"):
         pieces = moments.pieces(SilentProgress())
     parameters = dict(module.named_parameters())
@@ -141,7 +144,7 @@ def textbook(case: str, device: torch.device, trusted: int, validation: int) -> 
     module, size = network(case)
     module.to(device)
     watch = Stopwatch()
-    images, held_out = batches(trusted, size), batches(validation, size)
+    images, held_out = batches(trusted, size, device), batches(validation, size, device)
     kept: dict[str, list[Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
     layers = {

@@ -118,7 +118,7 @@ def open_session(
         class_map: Which folder is which class, as `--class-map` takes it.
         validation: A folder of validation images, instead of `data/val`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        batch_size: Images at a time; 128, or 256 of up to 64 pixels, where `None`.
+        batch_size: Images at a time; as many as fit their size where `None`.
         workers: Processes that decode images; with more than 0, call from under `if __name__ == "__main__"`.
         seed: For all that is random.
         cache_dir: Where artifacts are kept; the user's cache folder where `None`.

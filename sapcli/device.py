@@ -9,11 +9,10 @@ import torch
 from sapcli.errors import DeviceError, UsageError
 from sapcli.settings import Precision
 
-USUAL_BATCH_SIZE = 128
-"""Images at a time, but for small ones."""
 # In smaller networks the conversions take more time than the products save.
 _WORTH_CONVERTING = 1 << 20
-_SMALL_IMAGE = 64 * 64
+_PIXELS_AT_A_TIME = 1 << 21
+_FEWEST_AT_A_TIME, _MOST_AT_A_TIME = 8, 256
 
 
 def resolve_device(name: str) -> torch.device:
@@ -43,9 +42,14 @@ def resolve_device(name: str) -> torch.device:
     raise UsageError(f"--device {name}: there is no such device", "use auto, cpu, cuda, cuda:N or mps")
 
 
-def usual_batch_size(height: int, width: int) -> int:
-    """How many images at a time: small ones are 7% faster in larger batches."""
-    return 2 * USUAL_BATCH_SIZE if height * width <= _SMALL_IMAGE else USUAL_BATCH_SIZE
+def usual_batch_size(device: torch.device, height: int, width: int) -> int:
+    """How many images at a time, a power of two: 256 of 64 pixels on a CPU, 32 of 224, where more are no faster.
+
+    A GPU takes four times as many large ones.
+    """
+    pixels = _PIXELS_AT_A_TIME * (1 if device.type == "cpu" else 4)
+    fitting = min(max(pixels // (height * width), _FEWEST_AT_A_TIME), _MOST_AT_A_TIME)
+    return 1 << (fitting.bit_length() - 1)
 
 
 def fast_dtype(device: torch.device, precision: Precision, parameters: int) -> torch.dtype | None:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sapcli.calibration import FEW_BATCHNORM_IMAGES
+from sapcli.device import usual_batch_size
 from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
 from sapcli.search import FIRST_LOOK
@@ -40,7 +41,7 @@ class Workload:
         judged: Images that every trial is judged on.
         trials: Values of alpha that are judged on all of these.
         batchnorm: Images that BatchNorm is re-estimated on in every trial.
-        batch_size: Images at a time.
+        batch_size: Images at a time; as many as usual where `None`.
         looks: Values of alpha that a part of the images takes a first look at.
     """
 
@@ -50,7 +51,7 @@ class Workload:
     judged: int
     trials: int
     batchnorm: int
-    batch_size: int
+    batch_size: int | None
     looks: int = 0
 
     @property
@@ -135,7 +136,8 @@ def estimate(
         workload: What is to be run.
     """
     network = _measure_network(classifier, images)
-    rates = _measure_rates(classifier, network, images, workload.batch_size)
+    batch_size = workload.batch_size or usual_batch_size(classifier.device, *images.shape[-2:])
+    rates = _measure_rates(classifier, network, images, batch_size)
     sizes = [
         (view, max(1, round(per_image * workload.trusted)))
         for views in rows.values()
@@ -161,7 +163,7 @@ def estimate(
             workload.judging * network.operations,
         ),
     ]
-    activations = network.activation_bytes * workload.batch_size
+    activations = network.activation_bytes * batch_size
     moments = sum(_moment_bytes(*size) for size in sizes)
     workspace = max((_workspace_bytes(*size) for size in sizes), default=0)
     bases = sum(_basis_bytes(*size) for size in sizes)

@@ -14,7 +14,6 @@ from sapcli.bases import SecondMoments, full_precision
 from sapcli.calibration import BATCHNORM_IMAGES, batchnorm_layers
 from sapcli.checkpoint import TRAINING_STATE, Checkpoint
 from sapcli.correction import LayerPlan, plan_layers
-from sapcli.device import USUAL_BATCH_SIZE
 from sapcli.errors import ArchitectureError
 from sapcli.estimate import Estimate, Workload, estimate
 from sapcli.recognition import Candidate, recognise
@@ -112,7 +111,7 @@ def usual_workload(batch_size: int | None) -> Workload:
         judged=1_000,
         trials=trials,
         batchnorm=BATCHNORM_IMAGES,
-        batch_size=batch_size or USUAL_BATCH_SIZE,
+        batch_size=batch_size,
         looks=looks,
     )
 

@@ -339,7 +339,12 @@ class RunOptions:
     device: Annotated[str, option("--device", panel=RUN, help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     batch_size: Annotated[
         int | None,
-        option("--batch-size", panel=RUN, min=1, help="Images at a time; by default 128, or 256 of up to 64 pixels."),
+        option(
+            "--batch-size",
+            panel=RUN,
+            min=1,
+            help="Images at a time; by default as many as fit their size: 256 of 64 pixels, 32 of 224 on a CPU.",
+        ),
     ] = None
     workers: Annotated[
         int | None, option("--workers", panel=RUN, min=0, help="Processes that decode images; one a core by default.")

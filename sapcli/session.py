@@ -118,7 +118,7 @@ class Session:
     def batch_size(self) -> int:
         """How many images run at a time."""
         _, height, width = self.architecture.preprocessing.input_size
-        return self.settings.batch_size or device.usual_batch_size(height, width)
+        return self.settings.batch_size or device.usual_batch_size(self.settings.device, height, width)
 
     @cached_property
     def training(self) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sapcli.device import fast_dtype, resolve_device
+from sapcli.device import fast_dtype, resolve_device, usual_batch_size
 from sapcli.errors import DeviceError, UsageError
 from sapcli.settings import Precision
 
@@ -31,3 +31,11 @@ def test_bfloat16_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch, fast:
     assert fast_dtype(CPU, Precision.FLOAT32, LARGE) is None
     assert fast_dtype(CPU, Precision.BFLOAT16, SMALL) == torch.bfloat16
     assert fast_dtype(torch.device("mps"), Precision.AUTO, LARGE) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "expected"),
+    [("cpu", 8, 256), ("cpu", 32, 256), ("cpu", 224, 32), ("cpu", 2000, 8), ("cuda", 32, 256), ("cuda", 224, 128)],
+)
+def test_the_usual_batch_fits_the_size_of_the_images(device: str, side: int, expected: int) -> None:
+    assert usual_batch_size(torch.device(device), side, side) == expected
