@@ -97,8 +97,8 @@ def batches(count: int, size: tuple[int, int], device: torch.device) -> list[Ten
 def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict[str, Any]:
     """Our stages on one case."""
     from sapcli.bases import SecondMoments, full_precision
-    from sapcli.cli import keep_freed_memory
     from sapcli.device import fast_dtype
+    from sapcli.heap import keep_freed_memory
     from sapcli.progress import SilentProgress
     from sapcli.projection import project
     from sapcli.settings import Importance, Precision
@@ -253,7 +253,7 @@ def run_side(side: str, case: str, arguments: argparse.Namespace, trusted: int, 
 def scoring_from_files(data: Path, device: str) -> dict[str, float]:
     """Images a second of the shared data: only decoded, only run, and both as `sap select` does, on 4,000 images."""
     from sapcli.api import open_session
-    from sapcli.cli import keep_freed_memory
+    from sapcli.heap import keep_freed_memory
     from sapcli.images import Batch
 
     keep_freed_memory()

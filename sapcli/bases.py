@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sapcli.capture import Capture, Sighting
 from sapcli.contents import contents_of, to_text
 from sapcli.errors import CheckpointError, DatasetError, NumericsError
+from sapcli.heap import give_back_freed_memory
 from sapcli.images import Images
 from sapcli.memory import smaller_batch
 from sapcli.moments import Basis, SecondMoment
@@ -153,6 +154,7 @@ class SecondMoments:
     def pieces(self, progress: Progress) -> dict[str, tuple[Piece, ...]]:
         """The bases, decomposed one after the other; each second moment is let go of as soon as it is."""
         projectable = self._segments()
+        give_back_freed_memory()
         with progress.stage("decomposing", len(projectable), "layers") as advance:
             found = {}
             for name, segments in projectable.items():

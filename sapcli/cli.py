@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,6 +14,7 @@ from sapcli import __version__
 from sapcli.configuration import default_map, effective_settings, find_settings, render_settings
 from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError
 from sapcli.grouping import grouped
+from sapcli.heap import keep_freed_memory
 from sapcli.memory import is_out_of_memory
 from sapcli.options import (
     DATA,
@@ -40,9 +39,6 @@ from sapcli.options import (
 from sapcli.settings import OutputFormat, PlanFormat, ReportForm
 from sapcli.signals import Terminated
 
-if TYPE_CHECKING:
-    pass
-
 app = typer.Typer(
     name="sap",
     no_args_is_help=True,
@@ -62,8 +58,6 @@ cache_app = typer.Typer(no_args_is_help=True, help="See or empty the folder of i
 app.add_typer(cache_app, name="cache")
 
 _DEBUG = "SAP_DEBUG"
-# Options of glibc's mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def _version(asked: bool) -> None:
@@ -391,9 +385,20 @@ def _known(error: Exception) -> SapError:
     describe = getattr(error, "format_message", None)
     if describe is None:
         raise error
-    context = getattr(error, "ctx", None)
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     command = "sap" if context is None else context.command_path
-    return UsageError(describe() or "no command was given", f"see `{command} --help`")
+    message, hint = describe() or "no command was given", f"see `{command} --help`"
+    if context is not None and parameter is not None:
+        if parameter.name == "checkpoints":
+            # A single argument is taken for DATA, and what is missing seems to be CHECKPOINT.
+            message, hint = (
+                "Missing argument: CHECKPOINT and DATA are both needed",
+                f"{command} CHECKPOINT DATA; {hint}",
+            )
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "DEFAULT_MAP" and (file := find_settings(Path())) is not None:
+            hint = f"it is set in {file.name}; {hint}"
+    return UsageError(message, hint)
 
 
 def _fail(error: SapError) -> int:
@@ -412,18 +417,6 @@ def _fail(error: SapError) -> int:
 def _leave_stdout() -> None:
     """Point stdout elsewhere, so that the interpreter's last flush does not fail loudly."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory that activations leave behind instead of giving it back to the system each time.
-
-    Getting it anew costs a page fault every 4 KiB, which is a quarter of the time of a forward pass on the CPU.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            library = ctypes.CDLL(None)
-            library.mallopt(_M_MMAP_MAX, 0)
-            library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def start() -> int:

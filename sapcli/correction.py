@@ -64,18 +64,14 @@ def plan_layers(
     if not weights:
         raise UsageError("no weight of the network can be projected", "see `sap inspect` for the reasons")
     names = [*weights, *skipped]
-    for option, patterns in (("--layers", layers), ("--skip-layers", skip_layers)):
-        for pattern in patterns:
-            matching = [name for name in names if matches(name, pattern)]
-            if not matching:
-                raise UsageError(
-                    f"{option} {pattern} matches no weight", f"names are like {names[0]}; see `sap inspect`"
-                )
-            if option == "--layers" and not weights.keys() & matching:
-                raise UsageError(
-                    f"--layers {pattern}: {matching[0]} cannot be projected, it is {skipped[matching[0]]}",
-                    "leave the pattern out",
-                )
+    check_patterns(names, layers, skip_layers)
+    for pattern in layers:
+        matching = [name for name in names if matches(name, pattern)]
+        if not weights.keys() & matching:
+            raise UsageError(
+                f"--layers {pattern}: {matching[0]} cannot be projected, it is {skipped[matching[0]]}",
+                "leave the pattern out",
+            )
     reasons = dict(skipped)
     classifier = set(_classifier(weights, num_classes)) if keep_classifier else set()
     for name in weights:
@@ -91,6 +87,20 @@ def plan_layers(
             "no weight is left to project", "widen --layers, or leave out --skip-layers or --keep-classifier"
         )
     return LayerPlan(projected, reasons)
+
+
+def check_patterns(names: Sequence[str], layers: Sequence[str], skip_layers: Sequence[str]) -> None:
+    """Make sure that every pattern means some weight, which can be done before anything has run.
+
+    Raises:
+        UsageError: A pattern matches none of the names.
+    """
+    for option, patterns in (("--layers", layers), ("--skip-layers", skip_layers)):
+        for pattern in patterns:
+            if not any(matches(name, pattern) for name in names):
+                raise UsageError(
+                    f"{option} {pattern} matches no weight", f"names are like {names[0]}; see `sap inspect`"
+                )
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sapcli import console, saving
 from sapcli.bases import Bases
-from sapcli.correction import Correction
+from sapcli.correction import Correction, check_patterns
 from sapcli.errors import GateError, UsageError
 from sapcli.files import atomic_write
 from sapcli.inputs import Inputs, Trust, given_bases, introduce, name_unreadable
@@ -94,6 +94,7 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
     if request.require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
     session.check_data(test=bool(report_files))
+    check_patterns(session.weight_names, settings.layers, settings.skip_layers)
     introduce(session)
     terminal.note(_announcement(session, request, settings, destination))
     if checkpoint.metadata.get("sap.repaired") == "true":

@@ -108,6 +108,11 @@ class Session:
             )
         return Classifier(loaded, self.architecture, self.settings.device, self.fast_dtype)
 
+    @property
+    def weight_names(self) -> list[str]:
+        """The network's weights of two or more dimensions."""
+        return [name for name, parameter in self.classifier.module.named_parameters() if parameter.dim() > 1]
+
     @cached_property
     def fast_dtype(self) -> torch.dtype | None:
         """What passes that need not be exact are converted to."""

@@ -300,6 +300,10 @@ def no_data(model: Path, _data: Path) -> tuple[str | Path, ...]:
     return (model,)
 
 
+def misspelt_layers(model: Path, data: Path) -> tuple[str | Path, ...]:
+    return model, data, "--layers", "nothing"
+
+
 @pytest.mark.parametrize(
     ("arrange", "status", "named"),
     [
@@ -317,7 +321,8 @@ def no_data(model: Path, _data: Path) -> tuple[str | Path, ...]:
         (unknown_option, 2, ["--alhpa"]),
         (unknown_device, 2, ["abacus"]),
         (senseless_alpha, 2, ["--alpha", "many"]),
-        (no_data, 2, ["Missing argument"]),
+        (no_data, 2, ["CHECKPOINT and DATA are both needed", "sap project CHECKPOINT DATA"]),
+        (misspelt_layers, 2, ["--layers nothing matches no weight"]),
     ],
 )
 def test_an_error_is_two_lines_and_writes_nothing(

@@ -90,6 +90,16 @@ def test_a_wrong_file_is_a_usage_error_that_names_what(folder: Path, content: st
     assert run(["project", "--help"]) == 0
 
 
+def test_a_value_that_an_option_does_not_take_is_blamed_on_the_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "sap.toml").write_text("batch-size = 0\n")
+    assert run(["project", "model.safetensors", "data"]) == 2
+    error = capsys.readouterr().err
+    assert "--batch-size" in error
+    assert "it is set in sap.toml" in error
+
+
 def test_help_names_the_variable_of_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["project", "--help"]) == 0
     text = "".join(capsys.readouterr().out.split())
