@@ -30,7 +30,7 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 # A matrix of this size is decomposed in float32, in a third of the time, where it has so many rows a column that what
 # float32 rounds off is far below what other samples would change.
 _LARGE = 1024
-_MANY_ROWS_A_COLUMN = 4
+_MANY_ROWS_A_COLUMN = 2
 
 
 @dataclass(frozen=True)

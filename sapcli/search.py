@@ -22,8 +22,8 @@ FIRST_LOOK = 1000
 _LOOK_STEP = 250
 _CLEARLY = 2.5
 _USUAL_ALPHA = 2500.0
-# How far from the best, in decades, trials tell where the peak is.
-_NEAR_DECADES = 1.05
+# How far from the best, in steps, trials tell where the peak is.
+_NEAR_STEPS = 2.1
 # How much of the trusted samples that the model had right has to stay right.
 KNEE = 0.98
 # For `gpm`, alpha is a fraction of the energy.
@@ -130,6 +130,7 @@ def best_on_validation(
                 looked[alpha] = Trial(alpha, accuracy(alpha)) if first_look is None else first_look(alpha)
                 looks[alpha] = looked[alpha].score
 
+    step = 1.0
     if energies:
         look(_ENERGIES)
     else:
@@ -137,14 +138,13 @@ def best_on_validation(
         for alpha in sorted(decades, key=lambda alpha: abs(math.log(alpha / _USUAL_ALPHA))):
             if not _is_beyond(alpha, looked.values()):
                 look([alpha])
-        step = 1.0
         for _ in range(_REFINEMENTS if first_look is None else _REFINEMENTS_OF_LOOKS):
             step /= 2
             middle = math.log10(_best(looks))
             around = [middle - step, middle + step]
             look([_power(exponent) for exponent in around if _FIRST_DECADE <= exponent <= _LAST_DECADE])
     winner = _best(looks)
-    peak = None if energies or not samples else _peak(looks, winner)
+    peak = None if energies or not samples else _peak(looks, winner, _NEAR_STEPS * step)
     if peak is not None:
         look([peak])
         seen = samples if first_look is None else FIRST_LOOK
@@ -239,14 +239,14 @@ def usual_trials(evidence: Evidence, energies: bool = False, samples: int = 0) -
     return len(looks), len(trials)
 
 
-def _peak(trials: Mapping[float, float], best: float) -> float | None:
-    """Where the parabola over log alpha through the trials near the best, by least squares, is highest.
+def _peak(trials: Mapping[float, float], best: float, reach: float) -> float | None:
+    """Where the parabola over log alpha, fitted to the trials within `reach` decades of the best, is highest.
 
     `None` where there are fewer than four of them, or it has no peak among them.
     """
     middle = math.log10(best)
     near = {math.log10(alpha) - middle: score for alpha, score in trials.items()}
-    near = {distance: score for distance, score in near.items() if abs(distance) <= _NEAR_DECADES}
+    near = {distance: score for distance, score in near.items() if abs(distance) <= reach}
     if len(near) < 4:
         return None
     curvature, slope, _ = np.polyfit(list(near), list(near.values()), 2)

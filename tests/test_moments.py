@@ -190,18 +190,19 @@ def test_all_rows_of_few_images_count(images):
     )
 
 
+@pytest.mark.parametrize("rows_a_column", [2, 5])
 @pytest.mark.parametrize("alpha", [100.0, 3000.0, 1e5])
-def test_a_large_matrix_is_decomposed_in_float32_within_what_samples_decide(alpha, monkeypatch):
+def test_a_large_matrix_is_decomposed_in_float32_within_what_samples_decide(alpha, rows_a_column, monkeypatch):
     # A spectrum as layers have it: it falls by five decades.
     length = 96
     generator = torch.Generator().manual_seed(0)
     strengths = torch.logspace(0, -2.5, length)
     turn = torch.linalg.qr(torch.randn(length, length, generator=generator)).Q
-    rows = torch.randn(1, 5 * length, length, generator=generator) * strengths @ turn
+    rows = torch.randn(1, rows_a_column * length, length, generator=generator) * strengths @ turn
     exact = moment_of(rows).basis()
     monkeypatch.setattr("sapcli.moments._LARGE", length)
     rounded = moment_of(rows).basis()
-    others = moment_of(torch.randn(1, 5 * length, length, generator=generator) * strengths @ turn).basis()
+    others = moment_of(torch.randn(1, rows_a_column * length, length, generator=generator) * strengths @ turn).basis()
     assert not torch.equal(rounded.values, exact.values)
     torch.testing.assert_close(rounded.values.sum(), exact.values.sum(), rtol=1e-6, atol=0)
     size = torch.linalg.matrix_norm(kept(exact, alpha))
