@@ -136,7 +136,8 @@ def best_on_validation(
     else:
         decades = [_power(exponent) for exponent in range(_FIRST_DECADE, _LAST_DECADE + 1)]
         for alpha in sorted(decades, key=lambda alpha: abs(math.log(alpha / _USUAL_ALPHA))):
-            if not _is_beyond(alpha, looked.values()):
+            # Only once something beats the unchanged model: of repairs that ruin it, any may be the worst by chance.
+            if max(looks.values(), default=-math.inf) <= unchanged or not _is_beyond(alpha, looked.values()):
                 look([alpha])
         for _ in range(_REFINEMENTS if first_look is None else _REFINEMENTS_OF_LOOKS):
             step /= 2

@@ -213,3 +213,14 @@ def test_beyond_an_alpha_that_was_given_up_no_other_is_looked_at() -> None:
     assert {1e3, 1e4, 1e5} < set(look.asked)
     assert not {1e6, 1e7} & set(look.asked)
     assert 1e3 <= choice.alpha <= 4e3
+
+
+def test_where_nothing_is_better_yet_all_decades_are_looked_at() -> None:
+    # What ruins the network scores by chance, and one of the ruined ones clearly worse than another.
+    scores = {1e2: 0.1, 1e3: 0.13, 1e4: 0.08, 1e5: 0.5, 1e6: 0.7, 1e7: 0.6}
+
+    def look(alpha: float) -> Trial:
+        return Trial(alpha, scores.get(alpha, 0.1), 250 if alpha in (1e2, 1e4) else FIRST_LOOK)
+
+    choice = best_on_validation(lambda alpha: scores.get(alpha, 0.1), 0.6, samples=5000, first_look=look)
+    assert choice.alpha == 1e6
