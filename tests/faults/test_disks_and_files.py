@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -180,14 +179,15 @@ def test_a_vanishing_cache(project: Project, expected: bytes) -> None:
 
 
 def have_workers_die() -> None:
+    import sapcli.images
     from sapcli.decoding import Decoder
 
+    sapcli.images._WORTH_WORKERS = -1.0  # they start at once
     main_process, decode = os.getpid(), Decoder.__call__
 
     def die(self: Decoder, paths: Sequence[str]) -> object:
         if os.getpid() != main_process:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.3)  # long enough for workers to be worth it
         return decode(self, paths)
 
     Decoder.__call__ = die  # type: ignore[assignment,method-assign]
