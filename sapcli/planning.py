@@ -56,7 +56,7 @@ def _workload(
     looks, trials = usual_trials(evidence, settings.importance is Importance.GPM, validation)
     return Workload(
         scored=len(session.training.paths) if selects else 0,
-        trusted=min(trusted, len(session.training.paths)),
+        trusted=trusted,
         captured=captures,
         judged=trusted if evidence is Evidence.KNEE else validation,
         trials=trials,

@@ -103,8 +103,10 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
         # What only a plan needs is imported here: it takes a quarter of a second.
         from sapcli.planning import print_plan
 
-        count = request.selection.count if request.trusted is None else len(trust.samples(session).indices)
         selects, captures = request.trusted is None, request.projection.bases is None
+        count = min(request.selection.count, len(session.training.paths))
+        if not selects:
+            count = len(trust.samples(session).indices)
         print_plan(session, settings, count, selects=selects, captures=captures)
         return
 
