@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from sapcli.signals import end_now, end_on_signals, status_of_signal
+from sapcli.signals import end_interrupted, end_now, end_on_signals, status_of_signal
 
 
 def main() -> NoReturn:
@@ -21,8 +21,14 @@ def main() -> NoReturn:
             raise
     ended_by = status_of_signal()
     if ended_by is not None:
-        end_now(ended_by)
-    sys.exit(status)
+        end_interrupted(ended_by)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        # The interpreter tells of it.
+        sys.exit(status)
+    end_now(status)
 
 
 if __name__ == "__main__":

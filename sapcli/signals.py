@@ -71,14 +71,19 @@ def _end_in_time(reading: int) -> None:
     """Wait for the first signal and end the process when it is still there a second later."""
     (number,) = os.read(reading, 1)
     time.sleep(_SECONDS_TO_UNWIND)
-    end_now(_STATUS[signal.Signals(number)])
+    end_interrupted(_STATUS[signal.Signals(number)])
+
+
+def end_interrupted(status: int) -> NoReturn:
+    """End the process in the middle of whatever it does."""
+    if sys.stderr.isatty():
+        # A bar that was being drawn has hidden it.
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), _SHOW_CURSOR)
+    end_now(status)
 
 
 def end_now(status: int) -> NoReturn:
     """End the process without the interpreter's own tidying, which takes a second once PyTorch is loaded."""
     remove_unfinished()
-    if sys.stderr.isatty():
-        # A bar that was being drawn has hidden it.
-        with contextlib.suppress(OSError):
-            os.write(sys.stderr.fileno(), _SHOW_CURSOR)
     os._exit(status)

@@ -7,6 +7,7 @@ a fork of that server; from there on it is what `sap` is.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -22,11 +23,16 @@ from small_project import Outcome, Project
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["sapcli.cli", "sapcli.repairing", "sapcli.planning", "timm.data"])
 
-_STREAMS = tempfile.TemporaryDirectory(prefix="sap-test-")
 
 SAP = (sys.executable, "-m", "sapcli")
 """The command line that does without the server."""
 OPTIONS = ("--arch", "network.py:tiny", "-n", "30", "--cache-dir", "cache")
+
+
+@functools.cache
+def _streams() -> tempfile.TemporaryDirectory[str]:
+    """Where what the runs say is kept; made by the tests alone, not by each run that imports this module as well."""
+    return tempfile.TemporaryDirectory(prefix="sap-test-")
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def start(
         prepare: Called by the process before it begins, to put something in its way; has to be picklable.
         stdin: What it reads.
     """
-    place = Path(tempfile.mkdtemp(dir=_STREAMS.name))
+    place = Path(tempfile.mkdtemp(dir=_streams().name))
     streams = place / "stdin", place / "stdout", place / "stderr"
     for stream in streams:
         stream.write_bytes(stdin if stream is streams[0] else b"")
