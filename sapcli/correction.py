@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,13 +16,14 @@ from sapcli.calibration import batchnorm_layers
 from sapcli.checkpoint import Checkpoint
 from sapcli.errors import NumericsError, UsageError
 from sapcli.moments import Basis
-from sapcli.projection import project
+from sapcli.projection import coordinates, project
 from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
 from sapcli.settings import ForgetMode, Importance
 
 _NORM_ELEMENTS = 1 << 20
-# Projected weights are kept up to this size: they are needed again for the comparison, the digest and the file.
+# What is needed again is kept up to this size: projected weights for the comparison, the digest and the file, and their
+# coordinates for the next alpha.
 _KEPT_BYTES = 1 << 27
 
 
@@ -169,8 +171,9 @@ class Correction:
                 for statistic in ("running_mean", "running_var"):
                     self._buffers[f"{name}.{statistic}" if name else statistic] = getattr(layer, statistic)
         self._calibrated: dict[float, dict[str, Tensor]] = {}
-        self._made: dict[str, Tensor] = {}
+        self._made = KeptTensors(_KEPT_BYTES)
         self._made_with: float | None = None
+        self._coordinates = KeptTensors(_KEPT_BYTES)
 
     def apply(self, alpha: float, first_look: int | None = None) -> None:
         """Put the weights repaired with `alpha` into the network, and its BatchNorm statistics.
@@ -223,19 +226,16 @@ class Correction:
         if alpha != self._made_with:
             self._made.clear()
             self._made_with = alpha
-        if name not in self._made:
-            made = self._make(name, alpha)
-            if made.nbytes + sum(tensor.nbytes for tensor in self._made.values()) > _KEPT_BYTES:
-                return made
-            self._made[name] = made
-        return self._made[name]
+        return self._made.get(name, lambda: self._make(name, alpha))
 
     def _make(self, name: str, alpha: float) -> Tensor:
         original = self._original(name).to(self._classifier.device)
         if name in self._gains:
             weight = self._gains[name]
             return rescaled_gain(original, self._original(weight).to(original.device), self._projected(weight, alpha))
-        return projected_weight(name, original, self._bases, self._kind, alpha, self._forget, self._forget_mode)
+        return projected_weight(
+            name, original, self._bases, self._kind, alpha, self._forget, self._forget_mode, self._coordinates
+        )
 
     def _original(self, name: str) -> Tensor:
         return self._checkpoint.read(self._classifier.loaded.entry_names[name])
@@ -255,6 +255,29 @@ class Correction:
         }
 
 
+class KeptTensors:
+    """Tensors that are made once and kept, up to a size in bytes; what does not fit is made each time."""
+
+    def __init__(self, size: int) -> None:
+        self._free = self._size = size
+        self._tensors: dict[Hashable, Tensor] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of that name, not to be changed."""
+        if key in self._tensors:
+            return self._tensors[key]
+        made = make()
+        if made.nbytes <= self._free:
+            self._tensors[key] = made
+            self._free -= made.nbytes
+        return made
+
+    def clear(self) -> None:
+        """Give all up."""
+        self._tensors.clear()
+        self._free = self._size
+
+
 def projected_weight(
     name: str,
     original: Tensor,
@@ -263,6 +286,7 @@ def projected_weight(
     alpha: float,
     forget: Bases | None = None,
     forget_mode: ForgetMode = ForgetMode.KEEP_SHARED,
+    kept_coordinates: KeptTensors | None = None,
 ) -> Tensor:
     """One weight after the repair, in the original's dtype and on its device.
 
@@ -274,6 +298,7 @@ def projected_weight(
         alpha: Its coefficient.
         forget: Bases of the suspected samples.
         forget_mode: What they take away.
+        kept_coordinates: Those of the same weights from an earlier alpha.
 
     Raises:
         NumericsError: The result is not finite.
@@ -287,9 +312,14 @@ def projected_weight(
         if forget is not None and piece.view not in forgotten:
             # What the forget set never met has nothing to forget.
             continue
-        for block in piece.view.blocks(projected):
+        for number, block in enumerate(piece.view.blocks(projected)):
             matrices = block.reshape(piece.view.groups, -1, piece.view.row_length)
-            matrices = project(matrices, piece.basis, kind, alpha, forgotten.get(piece.view), forget_mode)
+            in_basis = None
+            if kept_coordinates is not None and forget is None:
+                make = partial(coordinates, matrices, piece.basis)
+                in_basis = kept_coordinates.get((name, piece.view, number), make)
+            forget_basis = forgotten.get(piece.view)
+            matrices = project(matrices, piece.basis, kind, alpha, forget_basis, forget_mode, in_basis)
             block.copy_(matrices.reshape(block.shape))
     if not bool(torch.isfinite(projected).all()):
         raise NumericsError(

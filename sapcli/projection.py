@@ -32,19 +32,26 @@ def importance(basis: Basis, kind: Importance, alpha: float) -> Tensor:
     return ((before < alpha) & (share > 0)).to(share.dtype)
 
 
-def keep(matrices: Tensor, basis: Basis, kept: Tensor) -> Tensor:
+def coordinates(matrices: Tensor, basis: Basis) -> Tensor:
+    """`W U`, `[groups, outputs, k]`, of `W` `[groups, outputs, d]`: the weight in its basis, whatever alpha is."""
+    return matrices @ basis.vectors.to(matrices.device, matrices.dtype)
+
+
+def keep(matrices: Tensor, basis: Basis, kept: Tensor, in_basis: Tensor | None = None) -> Tensor:
     """`W M` with `M = U diag(lambda) U^T`.
 
     Args:
         matrices: `W`, `[groups, outputs, d]`.
         basis: `U`, of `d` rows a group.
         kept: `lambda`, `[groups, k]`.
+        in_basis: The `coordinates` of `W`, where they are at hand.
 
     Returns:
         `[groups, outputs, d]` in the type of `matrices`.
     """
     vectors = basis.vectors.to(matrices.device, matrices.dtype)
-    return (matrices @ vectors * kept.to(matrices.device, matrices.dtype).unsqueeze(1)) @ vectors.mT
+    in_basis = coordinates(matrices, basis) if in_basis is None else in_basis
+    return (in_basis * kept.to(matrices.device, matrices.dtype).unsqueeze(1)) @ vectors.mT
 
 
 def project(
@@ -54,6 +61,7 @@ def project(
     alpha: float,
     forget: Basis | None = None,
     forget_mode: ForgetMode = ForgetMode.KEEP_SHARED,
+    in_basis: Tensor | None = None,
 ) -> Tensor:
     """The weight after the repair.
 
@@ -67,13 +75,14 @@ def project(
         alpha: Its coefficient.
         forget: Basis of the suspected rows.
         forget_mode: What they take away.
+        in_basis: The `coordinates` of `W` in the basis of the trusted rows, where they are at hand.
 
     Returns:
         `[groups, outputs, d]` in the type of `matrices`.
     """
     kept = importance(trusted, kind, alpha)
     if forget is None:
-        projected = keep(matrices, trusted, kept)
+        projected = keep(matrices, trusted, kept, in_basis)
         saw_energy = trusted.values.sum(dim=1) > 0
         if bool(saw_energy.all()):
             return projected
@@ -85,5 +94,5 @@ def project(
         # drown a small remainder in rounding.
         remaining = remaining + matrices - keep(matrices, forget, torch.ones_like(forgotten))
     if forget_mode is ForgetMode.KEEP_SHARED:
-        remaining = remaining + keep(keep(matrices, trusted, kept), forget, forgotten)
+        remaining = remaining + keep(keep(matrices, trusted, kept, in_basis), forget, forgotten)
     return remaining
