@@ -38,7 +38,7 @@ type: $(INSTALLED) ## Check the types
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## Measure how long the stages of a repair take
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed
 
 architectures: $(INSTALLED) ## See which weights are projected in every family of timm and torchvision, and write docs/architectures.md
 	$(BIN)/python -m benchmarks.architectures

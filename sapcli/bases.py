@@ -33,6 +33,8 @@ from sapcli.scoring import Classifier
 from sapcli.segments import Segment, disjoint_segments
 
 _FORMAT = "sap.bases/1"
+# An image takes as much more memory in float32, and with its rows, than in other passes.
+_TIMES_THE_MEMORY = 2
 
 
 @dataclass(frozen=True)
@@ -244,22 +246,29 @@ def _captured(
     """The second moments of the samples' rows, and what the network made of the samples."""
     while True:
         moments = SecondMoments(classifier.module, None if all_rows else len(indices))
+        batch_size = max(images.batch_size // _TIMES_THE_MEMORY, 1)
         try:
-            return moments, _run(moments, classifier, images, indices, progress)
+            return moments, _run(moments, classifier, images, indices, progress, batch_size)
         except (MemoryError, RuntimeError) as error:
             # Some layers have added their rows of the batch already and others have not: all begins again.
-            images.batch_size = smaller_batch(min(images.batch_size, len(indices)), error, progress)
+            fitting = smaller_batch(min(batch_size, len(indices)), error, progress)
+            images.batch_size = fitting * _TIMES_THE_MEMORY
 
 
 def _run(
-    moments: SecondMoments, classifier: Classifier, images: Images, indices: Sequence[int], progress: Progress
+    moments: SecondMoments,
+    classifier: Classifier,
+    images: Images,
+    indices: Sequence[int],
+    progress: Progress,
+    batch_size: int,
 ) -> SampleFacts:
     """Add the rows of all samples to `moments`."""
     per_class = torch.zeros(classifier.architecture.num_classes, dtype=torch.int64)
     contradicted = 0
     classifier.try_layout()
     with progress.stage("capturing activations", len(indices)) as advance, full_precision(), moments.capture:
-        for batch in images.batches(indices):
+        for batch in images.batches(indices, batch_size):
             with classifier.running():
                 output = moments.forward(classifier.inputs(batch.images))
             predictions = classifier.check_output(output, len(batch.images)).argmax(dim=1).cpu()
