@@ -224,13 +224,11 @@ def test_a_network_that_wants_its_images_in_one_piece_gets_them(images):
     classifier = classifier_of(Views().eval())
     found = collect(classifier, images)
     assert classifier.as_built
-    expected = bases_of(
-        classifier.module, *(classifier.inputs(batch.images).contiguous() for batch in images.batches(range(9)))
-    )
+    expected = bases_of(classifier.module, classifier.inputs(next(images.batches(range(9), 9)).images).contiguous())
     for name in ("convolution.weight", "head.weight"):
         basis, other = found.pieces[name][0].basis, expected.pieces[name][0].basis
         assert basis.rows == other.rows
-        torch.testing.assert_close(basis.values, other.values)
+        torch.testing.assert_close(basis.values, other.values, rtol=1e-5, atol=1e-5)
 
 
 class Experts(nn.Module):

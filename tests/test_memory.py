@@ -139,10 +139,8 @@ def test_no_row_counts_twice(folder: Path, images: Images) -> None:
     arguments = {"checkpoint": "", "samples": "", "progress": progress}
     expected = collect_bases(classifier_of(narrow()), images_of(folder, 16), range(19), **arguments)
     found = collect_bases(classifier_of(narrow(5)), images, range(19), **arguments)
-    assert progress.said == [
-        "there is not enough memory for 16 images at a time: going on with 8",
-        "there is not enough memory for 8 images at a time: going on with 4",
-    ]
+    # A capture begins with half of a batch.
+    assert progress.said == ["there is not enough memory for 8 images at a time: going on with 4"]
     for name, pieces in expected.pieces.items():
         assert [piece.basis.rows for piece in found.pieces[name]] == [piece.basis.rows for piece in pieces]
         torch.testing.assert_close(found.pieces[name][0].basis.values, pieces[0].basis.values)
