@@ -40,7 +40,7 @@ class Description:
 def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
     """What names the architecture: the user, else config.json, else the metadata; the rest from the same place.
 
-    A corrected checkpoint's own metadata counts more than a config.json that names another architecture: a folder's
+    Of a corrected checkpoint only its own metadata counts where config.json names another architecture: a folder's
     config.json may be about another of its files.
 
     The label names and the preprocessing belong to the weights, whoever names the architecture; the arguments and the
@@ -53,7 +53,7 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
     first, second = (item.name for item in written)
     is_ours = f"{_METADATA_PREFIX}architecture" in checkpoint.metadata
     if is_ours and first is not None and second is not None and _identity(first) != _identity(second):
-        written.reverse()
+        del written[0]
     label_names = next((item.label_names for item in written if item.label_names), None)
     named = next((item for item in written if item.name is not None), written[0])
     if spec is None:

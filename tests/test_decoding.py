@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 
 from sapcli.decoding import Decoder, Pixels
@@ -43,6 +43,20 @@ def reason(path: Path, preprocessing: Preprocessing = PLAIN) -> str:
 def noise(width: int, height: int, channels: int = 3) -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
     return Image.fromarray(values.squeeze())
+
+
+def timm_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """What timm's transform makes of a picture but for the normalisation, uint8 `[3, H, W]`."""
+    transform = create_transform(
+        preprocessing.input_size,
+        use_prefetcher=True,
+        mean=preprocessing.mean,
+        interpolation=preprocessing.interpolation,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+    )
+    pixels: Pixels = np.asarray(transform(image))
+    return pixels
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (9, 31), (50, 20), (3, 5)])
@@ -76,6 +90,45 @@ def test_pixels_are_timms(tmp_path: Path, size: tuple[int, int], preprocessing: 
     reference = transform(image.convert("L" if preprocessing.input_size[0] == 1 else "RGB")).numpy()
     mean, std = (np.array(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     np.testing.assert_allclose((pixels / 255 - mean) / std, reference, atol=1e-6)
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Noise whose amplitude falls with the frequency, as in photographs, `[height, width, 3]`."""
+    spectrum = np.fft.fft2(np.random.default_rng(0).standard_normal((3, height, width)))
+    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    frequencies[0, 0] = 1
+    values = np.fft.ifft2(spectrum / frequencies).real
+    values = (values - values.min()) / (values.max() - values.min()) * 255
+    return Image.fromarray(values.transpose(1, 2, 0).astype(np.uint8))
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(("form", "orientation"), [("JPEG", 1), ("JPEG", 6), ("MPO", 1)])
+def test_a_large_jpeg_is_read_in_a_smaller_size(tmp_path: Path, form: str, orientation: int, crop_mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph(1448, 1000).save(tmp_path / "a.jpg", form, quality=95, exif=exif)
+    preprocessing = replace(PLAIN, input_size=(3, 48, 64), interpolation="bicubic", crop_mode=crop_mode)
+    found = decoded(tmp_path / "a.jpg", preprocessing).astype(int)
+    expected = timm_pixels(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")), preprocessing).astype(int)
+    difference = np.abs(found - expected)
+    assert 0 < difference.mean() < 0.5
+    assert difference.max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("size", "preprocessing"),
+    [
+        ((1000, 1000), replace(PLAIN, input_size=(3, 64, 64))),
+        ((1401, 1001), replace(PLAIN, input_size=(3, 64, 64))),
+        ((1400, 1000), replace(PLAIN, input_size=(3, 300, 300))),
+        ((1400, 1000), replace(PLAIN, interpolation="nearest")),
+    ],
+)
+def test_other_jpegs_are_read_as_they_are(tmp_path: Path, size: tuple[int, int], preprocessing: Preprocessing) -> None:
+    photograph(*size).save(tmp_path / "a.jpg", quality=95)
+    expected = timm_pixels(Image.open(tmp_path / "a.jpg"), preprocessing)
+    np.testing.assert_array_equal(decoded(tmp_path / "a.jpg", preprocessing), expected)
 
 
 @pytest.mark.parametrize(

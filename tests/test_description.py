@@ -24,12 +24,9 @@ def test_config_json_goes_before_the_metadata_which_adds_the_label_names(tmp_pat
 
 def test_a_corrected_checkpoint_knows_better_than_the_config_of_another_file(tmp_path: Path) -> None:
     metadata = metadata_of(Description("resnet34", "anywhere", {}, {"crop_pct": 0.9}))
-    description = describe(save(TENSORS, tmp_path, metadata, TIMM), None)
-    assert (description.name, description.source, description.settings) == (
-        "resnet34",
-        "the metadata",
-        {"crop_pct": 0.9},
-    )
+    of_another = TIMM | {"label_names": ["a", "b"]}
+    description = describe(save(TENSORS, tmp_path, metadata, of_another), None)
+    assert description == Description("resnet34", "the metadata", {}, {"crop_pct": 0.9})
     metadata = metadata_of(Description("resnet18", "anywhere", {}, {"crop_pct": 0.9}))
     assert describe(save(TENSORS, tmp_path, metadata, TIMM), None).source == "config.json"
 
