@@ -17,7 +17,6 @@ from sapcli.errors import DatasetError, UsageError
 from sapcli.folders import (
     ImageFile,
     Split,
-    image_suffixes,
     open_split,
     split_folders,
     subfolders,
@@ -188,7 +187,7 @@ def _check_images(opened: Split, label_file: LabelFile | None) -> None:
         inside = f" in its {len(opened.class_folders)} folders" if opened.class_folders else ""
         raise DatasetError(
             f"{opened.folder}: there are no images{inside}",
-            f"Images are files that end in {', '.join(sorted(image_suffixes()))}.",
+            "Images are files that end in .jpg, .png, .webp, .tif, .bmp or another ending that Pillow knows.",
         )
     if not opened.class_folders and label_file is None:
         raise DatasetError(

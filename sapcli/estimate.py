@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sapcli.calibration import FEW_BATCHNORM_IMAGES
 from sapcli.device import usual_batch_size
+from sapcli.moments import sampled_share
 from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
 from sapcli.search import FIRST_LOOK
@@ -43,6 +44,7 @@ class Workload:
         batchnorm: Images that BatchNorm is re-estimated on in every trial.
         batch_size: Images at a time; as many as usual where `None`.
         looks: Values of alpha that a part of the images takes a first look at.
+        all_rows: Whether all rows are summed, also where a part of them is enough.
     """
 
     scored: int
@@ -53,6 +55,7 @@ class Workload:
     batchnorm: int
     batch_size: int | None
     looks: int = 0
+    all_rows: bool = False
 
     @property
     def judging(self) -> int:
@@ -151,7 +154,7 @@ def estimate(
     if workload.captured:
         stages += [
             forward("running trusted images", workload.trusted * network.operations),
-            products("second moments", sum(_moment_operations(view, count) for view, count in sizes)),
+            products("second moments", sum(_moment_operations(*size, workload) for size in sizes)),
             _stage_at(rates.decompositions)("decompositions", sum(_basis_operations(*size) for size in sizes)),
         ]
     # Beside the trials, the chosen weights are made once more for the report and once for the file.
@@ -175,9 +178,13 @@ def _stage_at(rate: float) -> Callable[[str, float], Stage]:
     return lambda name, operations: Stage(name, operations, operations / rate)
 
 
-def _moment_operations(view: WeightView, rows: int) -> float:
-    """`R^T R` or `R R^T`, the smaller one, of which symmetry saves half."""
-    smaller, larger = sorted((view.row_length, rows))
+def _moment_operations(view: WeightView, rows: int, workload: Workload) -> float:
+    """`R^T R` or `R R^T`, the smaller one, of which symmetry saves half.
+
+    What neighbouring patches of a convolution share, which is computed once, is not taken into account.
+    """
+    share = 1.0 if workload.all_rows else sampled_share(rows, view.row_length, workload.trusted)
+    smaller, larger = sorted((view.row_length, rows * share))
     return float(view.groups) * smaller**2 * larger
 
 

@@ -111,13 +111,24 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         facts.append(("kept as they are", _some(inspection.extra_entries)))
     repair = inspection.earlier_repair
     if repair:
-        told = ", ".join(f"{name} {repair[name]}" for name in ("alpha", "evidence", "gain") if repair.get(name))
-        facts.append(("repaired before", told or "without a change"))
+        told = ", ".join(f"{name} {repair[name]}" for name in ("alpha", "evidence") if repair.get(name))
+        facts.append(("repaired before", f"{told or 'without a change'}{_gain(repair.get('gain', ''))}"))
     facts += [
         (f"metadata {name}", text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}...")
         for name, text in checkpoint.metadata.items()
+        if not (repair and name.startswith("sap."))
     ]
     return facts
+
+
+def _gain(text: str) -> str:
+    """What a repair noted of its gain, in words; nothing where it noted none, or not as we do."""
+    try:
+        noted = json.loads(text)
+        low, high = noted["interval"]
+        return f", {noted['points']:+.2f} points [{low:+.2f}, {high:+.2f}]"
+    except (ValueError, TypeError, LookupError):
+        return ""
 
 
 def _labels(names: tuple[str, ...] | None) -> str:

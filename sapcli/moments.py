@@ -33,6 +33,11 @@ _LARGE = 1024
 _MANY_ROWS_A_COLUMN = 2
 
 
+def sampled_share(rows: float, row_length: int, images: int) -> float:
+    """What part of the rows of so many images is enough, in (0, 1]."""
+    return min(max(ROWS_A_COLUMN * row_length / max(rows, 1), FEWEST_IMAGES / max(images, 1)), 1.0)
+
+
 @dataclass(frozen=True)
 class Basis:
     """The eigenvectors and eigenvalues of one weight's second moment, one set per group.
@@ -123,8 +128,7 @@ class SecondMoment:
         spread evenly, whatever the batches.
         """
         assert self._images is not None
-        expected = count * self._images / batch
-        share = max(ROWS_A_COLUMN * self._shape[1] / max(expected, 1), FEWEST_IMAGES / self._images)
+        share = sampled_share(count * self._images / batch, self._shape[1], self._images)
         if share >= 1:
             return rows, 1.0
         units = len(rows.images) if isinstance(rows, Patches) else rows.shape[1]

@@ -63,4 +63,5 @@ def _workload(
         batchnorm=len(batchnorm_indices(session, settings)),
         batch_size=session.batch_size,
         looks=looks,
+        all_rows=session.settings.all_rows,
     )
