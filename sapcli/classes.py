@@ -145,8 +145,12 @@ def _names_on_disk(num_classes: int, found: FoundClasses) -> tuple[str, ...]:
     filled = found.folders
     if len(found.folders) != num_classes:
         filled = tuple(name for name in found.folders if holds_images(found.root / name))
-    if len(filled) == num_classes and labels.issubset(filled):
-        return filled
+    if len(filled) == num_classes:
+        on_disk = ClassNames(filled)
+        if all(
+            label in filled or (_is_number(label) and on_disk.label_position(label) is not None) for label in labels
+        ):
+            return filled
     if found.label_file is None:
         empty = [name for name in found.folders if name not in filled]
         raise DatasetError(

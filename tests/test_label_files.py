@@ -69,6 +69,16 @@ def test_numbers_in_a_label_file_are_outputs(tmp_path: Path) -> None:
     assert all(path == f"{label}.png" for path, label in zip(dataset.paths, dataset.labels, strict=True))
 
 
+@pytest.mark.parametrize("label", ["1", CLASSES[1]])
+def test_numbers_beside_the_names_of_folders(tmp_path: Path, label: str) -> None:
+    write_classes(tmp_path)
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"path,label\ncat/0.png,{label}\ncat/1.png,2\n")
+    dataset = opened(tmp_path, labels=labels)
+    assert dataset.classes == CLASSES
+    assert [label_of(dataset, f"cat/{number}.png") for number in (0, 1)] == list(CLASSES[1:])
+
+
 def test_names_with_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     names = ("a,b", 'say "cheese"', "two\nlines")
     write_classes(tmp_path, names, images=1)
