@@ -16,8 +16,8 @@ from torch import nn
 
 from sapcli.description import Description, describe, metadata_of
 from sapcli.errors import ArchitectureError, UsageError
-from sapcli.factories import Factory, find_factory, in_one_line
-from sapcli.fitting import built_input_size, fitting_plan, published_settings
+from sapcli.factories import Factory, find_factory, in_one_line, runs_own_code
+from sapcli.fitting import built_input_size, fitting_plan, is_built_for_a_size, published_settings
 from sapcli.loading import Outline, fill, match_entries
 from sapcli.preprocessing import Preprocessing, PreprocessingOverrides, Settings, resolve_preprocessing
 from sapcli.recognition import name_of_only_match
@@ -51,6 +51,8 @@ class Architecture:
         preprocessing: How its input images are prepared.
         source: What named the architecture: `--arch`, `config.json`, `the metadata`, `the tensors' names and shapes`.
         code_digest: A hash of the user's own file that builds the network; empty for a library's network.
+        usual_size: Whether the input size is only what its library publishes: nobody gave it, and the network takes
+            images of others.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Architecture:
     preprocessing: Preprocessing
     source: str
     code_digest: str = ""
+    usual_size: bool = False
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
@@ -118,6 +121,9 @@ def resolve_architecture(
         preprocessing=preprocessing,
         source=_source(spec, description),
         code_digest=factory.code_digest,
+        usual_size=requested is None
+        and not runs_own_code(factory.name)
+        and not is_built_for_a_size(factory, plan.network),
     )
 
 

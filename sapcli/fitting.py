@@ -85,6 +85,11 @@ def published_settings(factory: Factory, network: nn.Module) -> list[Settings]:
     return [*found, Settings(f"the published weights of {factory.name}", library)] if library else found
 
 
+def is_built_for_a_size(factory: Factory, network: nn.Module) -> bool:
+    """Whether the size of the images shapes the network, as that of vision transformers."""
+    return not factory.options_of(network).keys().isdisjoint(_SIZE_OPTIONS)
+
+
 def built_input_size(arguments: Mapping[str, object], known: Sequence[Settings]) -> Settings:
     """The input size that a network was built for by its arguments; nothing where they do not choose it."""
     size = next((item.values["input_size"] for item in known if "input_size" in item.values), (3, None, None))

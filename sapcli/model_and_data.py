@@ -189,7 +189,7 @@ class ModelAndData:
 
     def _warn_of_enlarging(self, dataset: Dataset) -> None:
         """Tell of images far smaller than the network's usual input: it may have been trained on small ones."""
-        if self.model.overrides.input_size is not None or self.like is not None:
+        if not self.architecture.usual_size:
             return
         step = max(len(dataset.paths) // _LOOKED_AT, 1)
         sides = [longest_side(dataset.root / path) for path in dataset.paths[::step][:_LOOKED_AT]]

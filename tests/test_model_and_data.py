@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from small_project import Project, make_project, run_here
-
-FACTORY = """
-from torch import nn
-
-
-class Pooling(nn.Sequential):
-    pretrained_cfg = {"input_size": (3, 24, 24), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-
-
-def pooling(num_classes=3):
-    return Pooling(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +19,28 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.parametrize(
-    ("options", "is_said"),
-    [((), True), (("--input-size", "24"), False), (("--input-size", "8"), False)],
+    ("name", "config", "options", "is_said"),
+    [
+        ("test_resnet", {}, (), True),
+        ("test_resnet", {}, ("--input-size", "64"), False),
+        ("test_resnet", {"input_size": [3, 64, 64]}, (), False),
+        ("test_vit", {}, (), False),  # its tensors tell the size
+    ],
 )
 def test_images_that_are_much_enlarged_are_told_of(
-    project: Project, tmp_path: Path, options: tuple[str, ...], is_said: bool
+    project: Project, tmp_path: Path, name: str, config: dict[str, object], options: tuple[str, ...], is_said: bool
 ) -> None:
-    (tmp_path / "pooling.py").write_text(FACTORY)
-    names: dict[str, object] = {}
-    exec(FACTORY, names)
     torch.manual_seed(0)
-    save_file(names["pooling"]().state_dict(), tmp_path / "model.safetensors")  # type: ignore[operator]
-    arguments = (tmp_path / "model.safetensors", project.data, "--arch", f"{tmp_path}/pooling.py:pooling")
-    outcome = run_here("eval", *arguments, *options)
+    save_file(timm.create_model(name, num_classes=3).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": config}))
+    outcome = run_here("eval", tmp_path / "model.safetensors", project.data, *options)
     assert outcome.status == 0, outcome.stderr
-    assert ("images of 8 pixels are enlarged to 24x24" in outcome.stderr) == is_said
-    assert outcome.stderr.count("enlarged") <= 1
+    assert outcome.stderr.count("images of 8 pixels are enlarged to 160x160") == is_said
 
 
-def test_images_of_the_network_s_size_are_not(project: Project) -> None:
-    outcome = run_here("eval", project.checkpoint, project.data, "--arch", f"{project.folder}/network.py:tiny")
-    assert outcome.status == 0
+def test_a_network_that_names_its_size_takes_images_as_it_says(project: Project) -> None:
+    (project.folder / "larger.py").write_text((project.folder / "network.py").read_text().replace("8, 8)", "32, 32)"))
+    arguments = ("--arch", f"{project.folder}/larger.py:tiny")
+    outcome = run_here("eval", project.checkpoint, project.data, *arguments)
+    assert "cannot run on images of 3x32x32" in outcome.stderr
     assert "enlarged" not in outcome.stderr
