@@ -33,7 +33,7 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
     terminal = inputs.terminal()
     session = inputs.session(terminal, selection.validation)
     session.check_data()
-    introduce(session)
+    introduce(session, session.training)
     trusted = session.select(selection.to_settings())
     name_unreadable(terminal, session.training_images)
     with open_output(destination) as handle:
@@ -51,7 +51,7 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     terminal = inputs.terminal()
     session = inputs.session(terminal, selection.validation)
     session.check_data()
-    introduce(session)
+    introduce(session, session.training)
     samples = Trust(selection, trusted).samples(session)
     bases = session.bases(samples)
     _say_coverage(terminal, bases, inputs.run.verbose)
@@ -149,7 +149,7 @@ class _Evaluation:
 
 def _evaluate(session: Session, terminal: console.Terminal) -> _Evaluation:
     dataset = session.evaluation()
-    introduce(session)
+    introduce(session, dataset)
     images = session.images(dataset)
     where = dataset.root if dataset.split is None else dataset.root / dataset.split
     trusted = find_contents(dataset, from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, "")))

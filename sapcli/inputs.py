@@ -10,6 +10,8 @@ from sapcli import console
 from sapcli.bases import Bases, read_bases
 from sapcli.cache import Cache
 from sapcli.checkpoint import open_checkpoint
+from sapcli.dataset import Dataset
+from sapcli.decoding import longest_side
 from sapcli.errors import DatasetError, UsageError
 from sapcli.events import Events
 from sapcli.files import temporary_copy
@@ -18,6 +20,10 @@ from sapcli.options import DataOptions, ModelOptions, RunOptions, SelectionOptio
 from sapcli.outputs import STDIO
 from sapcli.selection import TrustedSet, parse_trusted
 from sapcli.session import Samples, Session
+
+# So many files tell how large the images are, and from so much on it is said that they are enlarged.
+_LOOKED_AT = 5
+_MUCH_LARGER = 2
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class Inputs:
         )
 
 
-def introduce(session: Session) -> None:
-    """Say what the checkpoint is and how it runs.
+def introduce(session: Session, dataset: Dataset) -> None:
+    """Say what the checkpoint is and how it runs on the images of a dataset.
 
     Called once all has been checked that can be before an image is read, so that an error about it stands alone.
     """
@@ -63,6 +69,21 @@ def introduce(session: Session) -> None:
     note(f"model: {architecture.name} ({architecture.source}), {architecture.num_classes} classes")
     note(f"preprocessing: {architecture.preprocessing} ({architecture.preprocessing.source})")
     note(f"device: {session.settings.device}")
+    if architecture.usual_size:
+        _warn_of_enlarging(session, dataset)
+
+
+def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:
+    """Tell of images far smaller than the network's usual input: it may have been trained on small ones."""
+    _, height, width = session.architecture.preprocessing.input_size
+    step = max(len(dataset.paths) // _LOOKED_AT, 1)
+    sides = [longest_side(dataset.root / path) for path in dataset.paths[::step][:_LOOKED_AT]]
+    largest = max((side for side in sides if side is not None), default=height)
+    if min(height, width) > _MUCH_LARGER * largest:
+        session.progress.warn(
+            f"images of {largest} pixels are enlarged to {height}x{width}: where the network was trained on small ones,"
+            f" give their size, as with --input-size {largest} --crop-pct 1"
+        )
 
 
 class Trust:

@@ -22,7 +22,6 @@ from sapcli.architecture import (
 from sapcli.cache import Cache
 from sapcli.checkpoint import Checkpoint
 from sapcli.dataset import Dataset, Role, open_dataset
-from sapcli.decoding import longest_side
 from sapcli.description import describes_itself
 from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.folders import split_folders
@@ -30,10 +29,6 @@ from sapcli.images import Images
 from sapcli.progress import Progress
 from sapcli.scoring import Classifier, Outcomes, score
 from sapcli.settings import DataSource, ModelSource, RunSettings
-
-# So many files tell how large the images are, and from so much on it is said that they are enlarged.
-_LOOKED_AT = 5
-_MUCH_LARGER = 2
 
 
 @dataclass
@@ -57,7 +52,6 @@ class ModelAndData:
     cache: Cache
     model: ModelSource = field(default_factory=ModelSource)
     like: Architecture | None = None
-    _looked_at_sizes: bool = field(default=False, init=False)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -176,9 +170,6 @@ class ModelAndData:
 
     def images(self, dataset: Dataset) -> Images:
         """The images of a dataset, as the network takes them."""
-        if not self._looked_at_sizes:
-            self._looked_at_sizes = True
-            self._warn_of_enlarging(dataset)
         return Images(
             dataset,
             self.architecture.preprocessing,
@@ -186,20 +177,6 @@ class ModelAndData:
             workers=self.settings.workers,
             strict=self.settings.strict_images,
         )
-
-    def _warn_of_enlarging(self, dataset: Dataset) -> None:
-        """Tell of images far smaller than the network's usual input: it may have been trained on small ones."""
-        if not self.architecture.usual_size:
-            return
-        step = max(len(dataset.paths) // _LOOKED_AT, 1)
-        sides = [longest_side(dataset.root / path) for path in dataset.paths[::step][:_LOOKED_AT]]
-        largest = max((side for side in sides if side is not None), default=None)
-        _, height, width = self.architecture.preprocessing.input_size
-        if largest is not None and min(height, width) > _MUCH_LARGER * largest:
-            self.progress.warn(
-                f"images of {largest} pixels are enlarged to {height}x{width}: where the network was trained on small"
-                f" ones, give their size, as with --input-size {largest} --crop-pct 1"
-            )
 
     def score(
         self, images: Images, stage: str, indices: Sequence[int] | None = None, *, exact: bool = True

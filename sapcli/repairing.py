@@ -95,7 +95,7 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
     session.check_data(test=bool(report_files))
     check_patterns(session.weight_names, settings.layers, settings.skip_layers)
-    introduce(session)
+    introduce(session, session.training)
     terminal.note(_announcement(session, request, settings, destination))
     if checkpoint.metadata.get("sap.repaired") == "true":
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")

@@ -34,7 +34,7 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     session = inputs.session(terminal)
     dataset = session.training
     truth = None if options.truth is None else read_truth(options.truth, dataset)
-    introduce(session)
+    introduce(session, dataset)
     if session.checkpoint.metadata.get("sap.repaired") != "true":
         terminal.warn(
             f"{session.checkpoint.source} is not marked as repaired, and a model that memorised its labels contradicts"

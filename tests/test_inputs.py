@@ -1,4 +1,4 @@
-"""What opening a checkpoint with its data tells of them."""
+"""What commands tell of a checkpoint and its data before they begin."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_images_that_are_much_enlarged_are_told_of(
     torch.manual_seed(0)
     save_file(timm.create_model(name, num_classes=3).state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": config}))
-    outcome = run_here("eval", tmp_path / "model.safetensors", project.data, *options)
+    outcome = run_here("project", tmp_path / "model.safetensors", project.data, "--dry-run", *options)
     assert outcome.status == 0, outcome.stderr
     assert outcome.stderr.count("images of 8 pixels are enlarged to 160x160") == is_said
 
