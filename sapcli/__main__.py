@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from sapcli.signals import end_interrupted, end_now, end_on_signals, status_of_signal
@@ -14,6 +16,7 @@ _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 def main() -> NoReturn:
     """The console script."""
+    _open_closed_streams()
     end_on_signals()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     try:
@@ -34,6 +37,13 @@ def main() -> NoReturn:
         # The interpreter tells of it.
         sys.exit(status)
     end_now(status)
+
+
+def _open_closed_streams() -> None:
+    """Have the streams that the process was started without (`2>&-`) lead nowhere, under their own numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
 
 
 if __name__ == "__main__":

@@ -93,6 +93,14 @@ def test_a_pipeline_carries_nothing_but_the_data(noisy: Trained, repaired: Path,
     assert piped.read_bytes() == repaired.read_bytes()
 
 
+@pytest.mark.parametrize(("closed", "is_heard"), [("<&-", True), (">&-", False), ("2>&-", True)])
+def test_a_stream_that_is_closed_ends_nothing(tmp_path: Path, closed: str, is_heard: bool) -> None:
+    command = f"{shlex.join(SAP)} cache info --cache-dir {tmp_path} {closed}"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert (b"0 entries" in process.stdout) == is_heard
+
+
 def test_selected_samples_are_json_lines_in_balance(noisy: Trained) -> None:
     ended = run_here("select", noisy.checkpoint, noisy.data, *COUNT)
     assert ended.status == 0
