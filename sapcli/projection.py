@@ -75,7 +75,7 @@ def project(
         alpha: Its coefficient.
         forget: Basis of the suspected rows.
         forget_mode: What they take away.
-        in_basis: The `coordinates` of `W` in the basis of the trusted rows, where they are at hand.
+        in_basis: The `coordinates` of `W` in the trusted basis, where they are at hand; unused with a forget set.
 
     Returns:
         `[groups, outputs, d]` in the type of `matrices`.
@@ -94,5 +94,5 @@ def project(
         # drown a small remainder in rounding.
         remaining = remaining + matrices - keep(matrices, forget, torch.ones_like(forgotten))
     if forget_mode is ForgetMode.KEEP_SHARED:
-        remaining = remaining + keep(keep(matrices, trusted, kept, in_basis), forget, forgotten)
+        remaining = remaining + keep(keep(matrices, trusted, kept), forget, forgotten)
     return remaining
