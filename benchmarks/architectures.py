@@ -35,9 +35,10 @@ import torchvision
 from torch import Tensor, nn
 
 from sapcli.architecture import Architecture, PreprocessingOverrides, load_model, resolve_architecture
-from sapcli.bases import Bases, SecondMoments, full_precision
+from sapcli.bases import Bases, SecondMoments
 from sapcli.checkpoint import Checkpoint, open_checkpoint
 from sapcli.correction import Correction, LayerPlan
+from sapcli.device import full_precision
 from sapcli.errors import ArchitectureError
 from sapcli.factories import find_factory
 from sapcli.progress import SilentProgress

@@ -83,9 +83,9 @@ def batches(count: int, size: tuple[int, int], device: torch.device) -> list[Ten
 
 def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict[str, Any]:
     """Our stages on one case."""
-    from sapcli.bases import Bases, SecondMoments, full_precision
+    from sapcli.bases import Bases, SecondMoments
     from sapcli.correction import KeptTensors, projected_weight
-    from sapcli.device import fast_dtype
+    from sapcli.device import fast_dtype, full_precision
     from sapcli.heap import keep_freed_memory
     from sapcli.progress import SilentProgress
     from sapcli.settings import Importance, Precision

@@ -8,8 +8,7 @@ of each, what was left out and why, and the hashes of the checkpoint and of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from sapcli.capture import Capture, Sighting
 from sapcli.contents import contents_of, to_text
+from sapcli.device import full_precision
 from sapcli.errors import CheckpointError, DatasetError, NumericsError
 from sapcli.heap import give_back_freed_memory
 from sapcli.images import Images
@@ -277,17 +277,6 @@ def _run(
             advance(len(batch.indices))
     contents = to_text(contents_of(images.dataset, indices).values())
     return SampleFacts(tuple(per_class.tolist()), contradicted, contents)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Matrix products and convolutions in full float32 for the time being: TF32 keeps 10 bits of the activations."""
-    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
 
 
 def write_bases(bases: Bases, destination: Path | BinaryIO) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sapcli.bases import Bases
 from sapcli.calibration import batchnorm_layers
 from sapcli.checkpoint import Checkpoint
+from sapcli.device import full_precision
 from sapcli.errors import NumericsError, UsageError
 from sapcli.moments import Basis
 from sapcli.projection import coordinates, project
@@ -278,6 +279,7 @@ class KeptTensors:
         self._free = self._size
 
 
+@full_precision()
 def projected_weight(
     name: str,
     original: Tensor,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -73,3 +76,32 @@ def _is_fast_at_bfloat16(device: torch.device) -> bool:
     # Without these instructions the CPU computes it in float32, with conversions on top.
     asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products and convolutions in full float32 for the time being, whatever a user's code has allowed.
+
+    TF32 keeps 10 bits of the activations and bfloat16 7. Scripts allow them for the whole process, with
+    `torch.set_float32_matmul_precision` say, and a model's file does so when it is imported.
+    """
+    backends: Any = torch.backends
+    name: str
+    full: object
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        name, full = "fp32_precision", "ieee"
+        settings = [
+            *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+            *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+        ]
+    else:  # PyTorch before 2.9
+        name, full = "allow_tf32", False
+        settings = [backends.cuda.matmul, backends.cudnn]
+    before = [getattr(setting, name) for setting in settings]
+    try:
+        for setting in settings:
+            setattr(setting, name, full)
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setattr(setting, name, value)

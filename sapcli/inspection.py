@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sapcli.architecture import Architecture, load_model, resolve_architecture
-from sapcli.bases import SecondMoments, full_precision
+from sapcli.bases import SecondMoments
 from sapcli.calibration import BATCHNORM_IMAGES, batchnorm_layers
 from sapcli.checkpoint import TRAINING_STATE, Checkpoint
 from sapcli.correction import LayerPlan, plan_layers
+from sapcli.device import full_precision
 from sapcli.errors import ArchitectureError
 from sapcli.estimate import Estimate, Workload, estimate
 from sapcli.recognition import Candidate, recognise

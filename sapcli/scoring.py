@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sapcli.progress import Progress
 
 # Where convolutions are faster on images whose channels lie together.
 _FAST_CHANNELS_LAST = ("cpu", "cuda")
+# A GPU is asked what it made of a batch when it has the next one: meanwhile, that is decoded and laid out.
+_LAUNCHED_AHEAD = 1
 
 
 @dataclass
@@ -50,6 +53,9 @@ class Classifier:
 
         Their channels lie together unless the network does not take that.
         """
+        if self.device.type == "cuda":
+            # Only memory that stays in its place is copied while the GPU computes.
+            images = images.pin_memory()
         images = images.to(self.device, non_blocking=True)
         if self.device.type in _FAST_CHANNELS_LAST and not self.as_built:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -185,29 +191,39 @@ def score(
         NumericsError: The network's output holds a NaN.
     """
     columns: list[tuple[Tensor, ...]] = []
+    launched: deque[tuple[Tensor, ...]] = deque()
     classifier.module.eval()
     with progress.stage(stage, len(images.dataset.paths) if indices is None else len(indices)) as advance:
         for batch in images.batches(indices):
-            columns += in_portions(partial(_outcome, classifier, exact), batch, images, progress)
+            launched.extend(in_portions(partial(_launch, classifier, exact), batch, images, progress))
+            while len(launched) > _LAUNCHED_AHEAD:
+                columns.append(_collected(launched.popleft()))
             advance(len(batch.indices))
+        columns += map(_collected, launched)
     if not columns:
         empty = torch.zeros(0, dtype=torch.int64)
         return Outcomes(empty, empty, empty.float(), empty, empty.float(), empty)
     return Outcomes(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
-def _outcome(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
-    """The columns of `Outcomes` for one batch."""
+def _launch(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
+    """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are NaN."""
     logits = classifier.logits(batch.images, exact=exact)
-    if bool(logits.isnan().any()):
-        raise NumericsError(
-            f"the network's output is NaN for image number {int(batch.indices[logits.isnan().any(1).cpu()][0])}",
-            "look at the checkpoint's weights and the preprocessing (--mean, --std)",
-        )
     labels = batch.labels.to(logits.device)
     probabilities = logits.softmax(dim=1)
     confidences, predictions = probabilities.max(dim=1)
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     of_label = logits.gather(1, labels.unsqueeze(1))
     ranks = (logits > of_label).sum(dim=1)
-    return batch.indices, batch.labels, losses.cpu(), predictions.cpu(), confidences.cpu(), ranks.cpu()
+    return batch.indices, batch.labels, losses, predictions, confidences, ranks, logits.isnan().any(dim=1)
+
+
+def _collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The columns of `Outcomes` for one batch, on the CPU."""
+    *columns, undefined = (column.cpu() for column in launched)
+    if bool(undefined.any()):
+        raise NumericsError(
+            f"the network's output is NaN for image number {int(columns[0][undefined][0])}",
+            "look at the checkpoint's weights and the preprocessing (--mean, --std)",
+        )
+    return tuple(columns)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from sapcli.device import fast_dtype, resolve_device, usual_batch_size
+from sapcli.device import fast_dtype, full_precision, resolve_device, usual_batch_size
 from sapcli.errors import DeviceError, UsageError
 from sapcli.settings import Precision
 
@@ -39,3 +41,51 @@ def test_bfloat16_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch, fast:
 )
 def test_the_usual_batch_fits_the_size_of_the_images(device: str, side: int, expected: int) -> None:
     assert usual_batch_size(torch.device(device), side, side) == expected
+
+
+def _allowed() -> dict[str, str]:
+    backends = torch.backends
+    return {
+        "products on a GPU": backends.cuda.matmul.fp32_precision,
+        "convolutions on a GPU": backends.cudnn.conv.fp32_precision,
+        "products": backends.mkldnn.matmul.fp32_precision,
+        "convolutions": backends.mkldnn.conv.fp32_precision,
+    }
+
+
+@pytest.fixture
+def _settings_put_back() -> Iterator[None]:
+    backends = torch.backends
+    settings = [
+        *(backends, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn),
+        *(backends.mkldnn, backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+    ]
+    before = [setting.fp32_precision for setting in settings]
+    matmul = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(matmul)
+    for setting, value in zip(settings, before, strict=True):
+        setting.fp32_precision = value
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="settings of PyTorch 2.9")
+@pytest.mark.usefixtures("_settings_put_back")
+@pytest.mark.parametrize(
+    "allow",
+    [
+        "pass",
+        "torch.set_float32_matmul_precision('high')",
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.backends.cudnn.allow_tf32 = False",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.fp32_precision = 'tf32'",
+        "torch.backends.fp32_precision = 'bf16'",
+    ],
+)
+def test_whatever_a_script_allows_full_precision_is_full_and_leaves_no_trace(allow: str) -> None:
+    exec(allow)
+    before = _allowed()
+    with full_precision():
+        assert set(_allowed().values()) == {"ieee"}
+    assert _allowed() == before
