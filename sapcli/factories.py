@@ -219,7 +219,7 @@ def _find_own(spec: str, place: str, name: str) -> Factory:
     file = Path(place) if place.endswith(".py") else None
     folder = file.resolve().parent if file else Path.cwd()
     try:
-        with _importable(folder):
+        with _importable(folder), _default_device_put_back():
             module = _import_file(file) if file else importlib.import_module(place)
     except ArchitectureError:
         raise
@@ -280,6 +280,18 @@ def _importable(folder: Path | None) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
+
+
+@contextlib.contextmanager
+def _default_device_put_back() -> Iterator[None]:
+    """Undo a script's `torch.set_default_device`: what is on which device is the user's choice, not its file's."""
+    before = torch.get_default_device()
+    try:
+        yield
+    finally:
+        if torch.get_default_device() != before:
+            # A default of its own, even the CPU, would cost something with every call.
+            torch.set_default_device(None if before.type == "cpu" else before)
 
 
 class _ZeroInsteadOfRandom(TorchFunctionMode):

@@ -79,3 +79,11 @@ def test_the_import_path_is_as_before(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="no such block"):
         factory.build({})
     assert sys.path == before
+
+
+def test_a_default_device_that_a_script_sets_does_not_outlive_its_import(tmp_path: Path) -> None:
+    file = tmp_path / "training.py"
+    file.write_text("import torch\ntorch.set_default_device('meta')\nfactory = lambda: torch.nn.Linear(2, 3)\n")
+    network = find_factory(f"{file}:factory").build({})
+    assert torch.get_default_device() == torch.device("cpu")
+    assert network.weight.device == torch.zeros(1).device == torch.device("cpu")
