@@ -54,9 +54,10 @@ class Classifier:
         Their channels lie together unless the network does not take that.
         """
         if self.device.type == "cuda":
-            # Only memory that stays in its place is copied while the GPU computes.
-            images = images.pin_memory()
-        images = images.to(self.device, non_blocking=True)
+            # Memory that stays in its place is copied while the GPU computes; with no other is that safe.
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        else:
+            images = images.to(self.device)
         if self.device.type in _FAST_CHANNELS_LAST and not self.as_built:
             images = images.contiguous(memory_format=torch.channels_last)
         return normalise(images, self.architecture.preprocessing)
