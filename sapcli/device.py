@@ -78,6 +78,11 @@ def _is_fast_at_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """`device`, or the CPU where the device has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Matrix products and convolutions in full float32 for the time being, whatever a user's code has allowed.

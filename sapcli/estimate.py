@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sapcli.calibration import FEW_BATCHNORM_IMAGES
-from sapcli.device import usual_batch_size
-from sapcli.moments import sampled_share
+from sapcli.device import float64_device, usual_batch_size
+from sapcli.moments import is_decomposed_in_float32, sampled_share
 from sapcli.rows import WeightView
 from sapcli.scoring import Classifier
 from sapcli.search import FIRST_LOOK
@@ -28,7 +28,7 @@ _OPERATIONS_THAT_KEEP_BUSY = {"cpu": 4e9, "gpu": 4e11}
 _RUNS = 2, 10
 _ENOUGH_SECONDS = 0.5
 _PRODUCT_SIDE = 1024
-_EIGH_SIDE = 512
+_EIGH_SIDE, _LARGE_EIGH_SIDE = 512, 1024
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,18 @@ class Rates:
         forward: Operations of the network's own forward pass.
         products: Operations of a float32 matrix product.
         decompositions: Operations of a float64 eigendecomposition.
+        large_decompositions: Operations of a float32 one of a large matrix; 0 where there are none.
     """
 
     forward: float
     products: float
     decompositions: float
+    large_decompositions: float
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Those that were needed, by what they are of."""
+        return {name.replace("_", " "): rate for name, rate in asdict(self).items() if rate}
 
 
 @dataclass(frozen=True)
@@ -140,12 +147,13 @@ def estimate(
     """
     network = _measure_network(classifier, images)
     batch_size = workload.batch_size or usual_batch_size(classifier.device, *images.shape[-2:])
-    rates = _measure_rates(classifier, network, images, batch_size)
     sizes = [
         (view, max(1, round(per_image * workload.trusted)))
         for views in rows.values()
         for view, per_image in views.items()
     ]
+    large = [(view, count) for view, count in sizes if is_decomposed_in_float32(view.row_length, count)]
+    rates = _measure_rates(classifier, network, images, batch_size, large=bool(large))
     forward = _stage_at(rates.forward)
     products = _stage_at(rates.products)
     stages = [
@@ -155,8 +163,13 @@ def estimate(
         stages += [
             forward("running trusted images", workload.trusted * network.operations),
             products("second moments", sum(_moment_operations(*size, workload) for size in sizes)),
-            _stage_at(rates.decompositions)("decompositions", sum(_basis_operations(*size) for size in sizes)),
+            _stage_at(rates.decompositions)(
+                "decompositions", sum(_basis_operations(*size) for size in sizes if size not in large)
+            ),
         ]
+        if large:
+            decompositions = _stage_at(rates.large_decompositions)
+            stages.append(decompositions("large decompositions", sum(_basis_operations(*size) for size in large)))
     # Beside the trials, the chosen weights are made once more for the report and once for the file.
     projections = workload.looks + workload.trials + 2
     stages += [
@@ -213,9 +226,10 @@ def _basis_bytes(view: WeightView, rows: int) -> int:
 
 
 def _workspace_bytes(view: WeightView, rows: int) -> int:
-    """The eigenvectors and the decomposition's own copies, float64."""
+    """The eigenvectors and the decomposition's own copies."""
     side = min(view.row_length, rows)
-    return view.groups * (3 * side**2 + side * view.row_length) * 8
+    width = 4 if is_decomposed_in_float32(view.row_length, rows) else 8
+    return view.groups * (3 * side**2 + side * view.row_length) * width
 
 
 def _measure_network(classifier: Classifier, images: Tensor) -> Network:
@@ -255,19 +269,15 @@ class _Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _measure_rates(classifier: Classifier, network: Network, images: Tensor, batch_size: int) -> Rates:
-    """Time the network on copies of `images`, a matrix product, and a decomposition."""
+def _measure_rates(
+    classifier: Classifier, network: Network, images: Tensor, batch_size: int, *, large: bool
+) -> Rates:
+    """Time the network on copies of `images`, a matrix product, and decompositions."""
     device = classifier.device
     busy = _OPERATIONS_THAT_KEEP_BUSY["cpu" if device.type == "cpu" else "gpu"]
     count = min(batch_size, max(len(images), math.ceil(busy / network.operations)))
     batch = images.repeat(math.ceil(count / len(images)), 1, 1, 1)[:count]
     square = torch.ones(_PRODUCT_SIDE, _PRODUCT_SIDE, device=device)
-    # Apple's GPUs have no float64; there the decomposition runs on the CPU.
-    wide = torch.device("cpu") if device.type == "mps" else device
-    symmetric = torch.rand(_EIGH_SIDE, _EIGH_SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(
-        wide
-    )
-    symmetric = symmetric @ symmetric.mT
 
     def forward() -> None:
         with torch.inference_mode():
@@ -276,8 +286,17 @@ def _measure_rates(classifier: Classifier, network: Network, images: Tensor, bat
     return Rates(
         network.operations * count / _seconds(forward, device),
         2 * _PRODUCT_SIDE**3 / _seconds(lambda: square @ square, device),
-        _EIGH_OPERATIONS * _EIGH_SIDE**3 / _seconds(lambda: torch.linalg.eigh(symmetric), wide),
+        _decomposition_rate(_EIGH_SIDE, torch.float64, float64_device(device)),
+        _decomposition_rate(_LARGE_EIGH_SIDE, torch.float32, float64_device(device)) if large else 0.0,
     )
+
+
+def _decomposition_rate(side: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of an eigendecomposition."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(side, side, dtype=dtype, generator=generator).to(device)
+    symmetric = rows @ rows.mT
+    return _EIGH_OPERATIONS * side**3 / _seconds(lambda: torch.linalg.eigh(symmetric), device)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -86,7 +86,7 @@ def _estimate_document(estimate: Estimate) -> dict[str, object]:
         "seconds": round(estimate.seconds, 3),
         "memory_bytes": estimate.memory_bytes,
         "workload": asdict(estimate.workload),
-        "operations_per_second": {name: round(rate) for name, rate in asdict(estimate.rates).items()},
+        "operations_per_second": {name: round(rate) for name, rate in estimate.rates.measured.items()},
         "stages": [
             {"name": stage.name, "operations": round(stage.operations), "seconds": round(stage.seconds, 3)}
             for stage in estimate.stages
@@ -164,8 +164,7 @@ def _costs(estimate: Estimate) -> list[tuple[str, str]]:
     parts = [(f"{work.scored:,} images scored", work.scored), (f"{work.trusted:,} trusted", work.trusted)]
     parts += [(f"{work.trials} values of alpha, each on {work.judged:,}", work.trials)]
     parts += [(f"BatchNorm on {work.batchnorm:,}", work.batchnorm)]
-    rates = estimate.rates
-    measured = ", ".join(f"{name} {rate / 1e9:,.1f}" for name, rate in asdict(rates).items())
+    measured = ", ".join(f"{name} {rate / 1e9:,.1f}" for name, rate in estimate.rates.measured.items())
     return [
         (f"a repair on {estimate.device}", f"about {_duration(estimate.seconds)} beside the decoding of images"),
         ("memory", f"about {_size(estimate.memory_bytes)}"),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sapcli.correlations import Correlations
+from sapcli.device import float64_device
 from sapcli.errors import NumericsError
 from sapcli.rows import Geometry, Patches, gram
 
@@ -36,6 +37,11 @@ _MANY_ROWS_A_COLUMN = 2
 def sampled_share(rows: float, row_length: int, images: int) -> float:
     """What part of the rows of so many images is enough, in (0, 1]."""
     return min(max(ROWS_A_COLUMN * row_length / max(rows, 1), FEWEST_IMAGES / max(images, 1)), 1.0)
+
+
+def is_decomposed_in_float32(row_length: int, rows: float) -> bool:
+    """Whether the second moment of so many rows is large, and what float32 rounds off of it does not matter."""
+    return row_length >= _LARGE and rows >= _MANY_ROWS_A_COLUMN * row_length
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ class SecondMoment:
 
     def _begin_sum(self, device: torch.device) -> None:
         """From rows to their sum, as soon as that is or will be the smaller of the two."""
-        self._summing, self._device = True, _float64_device(device)
+        self._summing, self._device = True, float64_device(device)
         for kept in self._kept:
             self._fold(kept)
         self._kept.clear()
@@ -185,8 +191,8 @@ class SecondMoment:
             NumericsError: The decomposition failed.
         """
         if self._summing:
-            single = self._shape[1] >= _LARGE and self.count >= _MANY_ROWS_A_COLUMN * self._shape[1]
-            values, vectors = self._eigh_in_float32() if single else self._eigh(self.matrix())
+            in_float32 = is_decomposed_in_float32(self._shape[1], self.count)
+            values, vectors = self._eigh_in_float32() if in_float32 else self._eigh(self.matrix())
         else:
             # With the rows R = V diag(sigma) U^T, R R^T = V diag(sigma^2) V^T and U = R^T V / sigma.
             rows = self._rows()
@@ -209,7 +215,7 @@ class SecondMoment:
         if not self._kept:
             return torch.zeros(self._shape[0], 0, self._shape[2], dtype=torch.float64)
         rows = torch.cat(self._kept, dim=1)
-        return rows.to(_float64_device(rows.device), torch.float64)
+        return rows.to(float64_device(rows.device), torch.float64)
 
     def _eigh_in_float32(self) -> tuple[Tensor, Tensor]:
         """As `_eigh` of the sum; the matrix is brought to a size that float32 can hold."""
@@ -233,8 +239,3 @@ class SecondMoment:
                 "run on --device cpu, or leave the layer out with --skip-layers",
             ) from error
         return values.flip(-1).clamp_min(0.0), vectors.flip(-1)
-
-
-def _float64_device(device: torch.device) -> torch.device:
-    """`device`, or the CPU where the device has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device

@@ -122,10 +122,22 @@ def test_the_estimate_is_counted(tmp_path: Path) -> None:
     assert operations["projections"] == 5 * 4 * (4 * 27**2 + 10 * 4**2)
     assert operations["judging 3 values of alpha"] == 4 * 20 * per_image
     for stage in found.stages:
-        rates = {stage.operations / rate for rate in vars(found.rates).values()}
+        rates = {stage.operations / rate for rate in found.rates.measured.values()}
         assert any(stage.seconds == pytest.approx(seconds) for seconds in rates)
     moments = 8 * (27**2 + 4**2)
     assert found.memory_bytes > moments + 4 * found.workload.batch_size * (3 * 64 + 4 * 36)
+
+
+def test_large_decompositions_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sapcli.moments._LARGE", 27)
+    factories = write_factories(tmp_path / "code")
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    found = inspected(randomise(network), tmp_path, f"{factories}:Network").estimate
+    assert found is not None
+    operations = {stage.name: stage.operations for stage in found.stages}
+    assert operations["decompositions"] == 9 * 4**3
+    assert operations["large decompositions"] == 9 * 27**3
+    assert found.rates.measured["large decompositions"] > 0
 
 
 def test_few_rows_are_planned_on_their_own_side(tmp_path: Path) -> None:
