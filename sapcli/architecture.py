@@ -9,11 +9,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from sapcli.checkpoint import Checkpoint, Form
 from sapcli.description import Description, describe, metadata_of
 from sapcli.errors import ArchitectureError, UsageError
 from sapcli.factories import Factory, find_factory, in_one_line, runs_own_code
@@ -21,9 +21,6 @@ from sapcli.fitting import built_input_size, fitting_plan, is_built_for_a_size, 
 from sapcli.loading import Outline, fill, match_entries
 from sapcli.preprocessing import Preprocessing, PreprocessingOverrides, Settings, resolve_preprocessing
 from sapcli.recognition import name_of_only_match
-
-if TYPE_CHECKING:
-    from sapcli.checkpoint import Checkpoint
 
 __all__ = [
     "Architecture",
@@ -117,7 +114,7 @@ def resolve_architecture(
         name=factory.name,
         arguments=plan.arguments,
         num_classes=num_classes,
-        label_names=description.label_names,
+        label_names=_label_names(checkpoint, description, num_classes),
         preprocessing=preprocessing,
         source=_source(spec, description),
         code_digest=factory.code_digest,
@@ -171,6 +168,13 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             arguments[key] = text
     return arguments
+
+
+def _label_names(checkpoint: Checkpoint, description: Description, num_classes: int) -> tuple[str, ...] | None:
+    """The classes' names; those that a training script saved beside the weights only where they are as many."""
+    names = description.label_names
+    saved_by_script = checkpoint.form is Form.PICKLE and "label_names" not in (checkpoint.config or {})
+    return None if saved_by_script and names is not None and len(names) != num_classes else names
 
 
 def _source(spec: str | None, description: Description) -> str:

@@ -228,15 +228,15 @@ def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
                 f"{source} is a pickle or a zip archive, as PyTorch writes them, not a safetensors file",
                 "If it is PyTorch's, rename it to .pt: it is then loaded without running its code.",
             )
-        tensors = read_pickled(handle, path, source)
-    file = _converted(tensors, source)
+        tensors, classes = read_pickled(handle, path, source)
+    file = _converted(tensors, source, {"label_names": json.dumps(classes)} if classes else {})
     return Checkpoint(source, path, Form.PICKLE, file.entries, file.metadata, {name: file})
 
 
-def _converted(tensors: Mapping[str, Tensor], source: str) -> SafetensorsFile:
+def _converted(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str]) -> SafetensorsFile:
     """The tensors in a temporary safetensors file, so that neither they nor a mapping of their file stay in memory."""
     with temporary_copy(source) as copy:
-        save_tensors(copy, tensors, {"format": "pt"})
+        save_tensors(copy, tensors, {"format": "pt", **metadata})
     return SafetensorsFile(copy, source)
 
 

@@ -164,7 +164,7 @@ def _names_on_disk(num_classes: int, found: FoundClasses) -> tuple[str, ...]:
         raise DatasetError(
             f"{found.label_file.file}: {len(labels)} different labels ({shown(sorted(labels))}), "
             f"and the model has {num_classes} classes",
-            "Label the data with all classes of the model, or give label_names in config.json.",
+            "Look for misspelt labels, or say with --class-map which label is which class of the model.",
         )
     return tuple(sorted(labels))
 

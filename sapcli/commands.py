@@ -115,14 +115,15 @@ def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool)
         None if original is None else open_checkpoint(original),
         [given_bases(file) for file in bases],
     )
-    wrong = [finding.text for finding in findings if not finding.holds]
+    wrong = [finding for finding in findings if not finding.holds]
     if not quiet:
         for finding in findings:
             console.print_result(f"{'yes' if finding.holds else 'NO '}  {console.printable(finding.text)}")
     if wrong:
         raise CheckpointError(
-            f"{source} is not what its metadata says: it does not hold that {'; '.join(wrong)}",
-            "do not use it; repair the original again",
+            f"{source} is not what its metadata says: it does not hold that"
+            f" {'; '.join(finding.text for finding in wrong)}",
+            wrong[0].hint,
         )
 
 

@@ -258,7 +258,7 @@ def _located(label_file: LabelFile, opened: Split, other_splits: frozenset[str])
             located[path] = row
         elif not _is_in_splits(written, candidates, opened.root, other_splits):
             raise DatasetError(
-                f"{label_file.where(row)}: there is no image {row.path!r} in {opened.folder}",
+                f"{label_file.where(row)}: there is no image {row.path!r} in the folder {str(opened.folder)!r}",
                 "Write paths relative to the data folder, its split or the file itself.",
             )
     return located

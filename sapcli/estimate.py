@@ -269,9 +269,7 @@ class _Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _measure_rates(
-    classifier: Classifier, network: Network, images: Tensor, batch_size: int, *, large: bool
-) -> Rates:
+def _measure_rates(classifier: Classifier, network: Network, images: Tensor, batch_size: int, *, large: bool) -> Rates:
     """Time the network on copies of `images`, a matrix product, and decompositions."""
     device = classifier.device
     busy = _OPERATIONS_THAT_KEEP_BUSY["cpu" if device.type == "cpu" else "gpu"]

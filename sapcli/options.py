@@ -47,7 +47,7 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A .safetensors file, a folder that holds one, or - for stdin.",
+        help="A .safetensors, .pt or .pth file, a folder that holds one, or - for stdin.",
         autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth"),
     ),
 ]
@@ -55,12 +55,16 @@ CheckpointArguments = Annotated[
     list[str],
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A .safetensors file, a folder that holds one, or - for stdin; or several.",
+        help="A .safetensors, .pt or .pth file, a folder that holds one, or - for stdin; or several.",
         autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth"),
     ),
 ]
 DataArgument = Annotated[
-    Path, typer.Argument(metavar="DATA", help="A folder of class folders, or of train/, val/ and test/ with them.")
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="A folder of class folders, or of train/, val/ and test/ with them; or a CSV with path,label.",
+    ),
 ]
 
 Trusted = Annotated[
@@ -145,9 +149,7 @@ class DataOptions:
     ] = None
     labels: Annotated[
         Path | None,
-        option(
-            "--labels", panel=DATA, metavar="FILE", help="A CSV with path,label that overrides the folders' labels."
-        ),
+        option("--labels", panel=DATA, metavar="FILE", help="A CSV with path,label, instead of the folders' labels."),
     ] = None
     class_map: Annotated[
         Path | None,
@@ -168,7 +170,9 @@ class SelectionOptions:
 
     validation: Annotated[
         Path | None,
-        option("--val", panel=DATA, metavar="DIR", help="A folder of validation images, instead of DATA/val."),
+        option(
+            "--val", panel=DATA, metavar="DATA", help="The validation images, given as DATA is, instead of DATA/val."
+        ),
     ] = None
     count: Annotated[
         int, option("-n", "--trusted-count", panel=DATA, min=1, help="How many samples to trust, in all.")

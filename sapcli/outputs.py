@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,24 +63,33 @@ def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions, *, in_
     return path
 
 
-def check_writable(path: Path, force: bool) -> None:
-    """Raise what would keep `path` from being written in the end."""
+def check_writable(path: Path, force: bool, option: str = "-o") -> None:
+    """Raise what would keep `path`, which `option` names, from being written in the end."""
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", "name a file with -o")
+        raise UsageError(f"{path} is a folder", f"name a file with {option}")
     if path.exists() and path.is_file() and not force:
-        raise CheckpointError(f"{path} exists already", "name another file with -o, or overwrite it with --force")
+        hint = f"name another file with {option}, or overwrite it with --force"
+        raise CheckpointError(f"{path} exists already", hint)
     if not path.parent.is_dir():
-        raise CheckpointError(f"the folder {path.parent} does not exist", "make it first, or name another with -o")
+        hint = f"make it first, or name another with {option}"
+        raise CheckpointError(f"the folder {path.parent} does not exist", hint)
+    # A file is written beside its place first; a pipe or a terminal is not.
+    if (path.is_file() or not path.exists()) and not _may_write(Path(os.path.realpath(path)).parent):
+        raise write_error(str(path), PermissionError(errno.EACCES, os.strerror(errno.EACCES)), CheckpointError)
+
+
+def _may_write(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def check_appendable(file: Path | None) -> None:
     """Raise what would keep text from being appended to `file` in the end."""
     if file is not None and not file.exists():
-        check_writable(file, force=True)
+        check_writable(file, True, "--summary")
 
 
-def report_forms(files: Sequence[Path], force: bool) -> dict[Path, ReportForm]:
-    """The form of each report by the ending of its name; all made sure of before the work begins.
+def report_forms(files: Sequence[Path], force: bool, option: str = "--report") -> dict[Path, ReportForm]:
+    """The form of each report, which `option` names, by the ending of its name, made sure of before the work begins.
 
     Raises:
         UsageError: An ending is none of `.html`, `.md` and `.json`.
@@ -90,7 +101,7 @@ def report_forms(files: Sequence[Path], force: bool) -> dict[Path, ReportForm]:
             forms[file] = ReportForm(file.suffix.removeprefix(".").lower())
         except ValueError:
             raise UsageError(f"{file} has none of the endings of a report", "name it .html, .md or .json") from None
-        check_writable(file, force)
+        check_writable(file, force, option)
     return forms
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import zipfile
 from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import IO, TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # Under which keys training scripts keep the weights beside what else they save, the more telling ones first.
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+# And the classes: in the order of the outputs, or with their numbers.
+_CLASSES_KEYS = ("label_names", "class_names", "classes", "class_to_idx", "idx_to_class")
 
 _ZIP = b"PK\x03\x04"
 _PICKLE_PROTOCOLS = tuple(bytes([0x80, version]) for version in range(2, 6))
@@ -32,7 +35,7 @@ def is_pickled(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] != b"{" and head.startswith((_ZIP, *_PICKLE_PROTOCOLS))
 
 
-def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> dict[str, Tensor]:
+def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Read the tensors of a file that PyTorch has saved.
 
     The weights of a training checkpoint (`{"state_dict": ..., "optimizer": ...}`) get the names that they have in
@@ -44,7 +47,8 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> dict[str,
         source: What messages call it.
 
     Returns:
-        The tensors by name; of a mapped file they keep the mapping alive.
+        The tensors by name, of which those of a mapped file keep the mapping alive; and the classes' names in the order
+        of the outputs, empty where the file does not tell.
 
     Raises:
         CheckpointError: The file is damaged, needs code to be read, or holds tensors that no safetensors file can hold.
@@ -60,12 +64,14 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> dict[str,
             raise CheckpointError(f"{source} holds two tensors that are called {shown(name)}", _SAVE_HINT)
         _check_storable(name, tensor, size, source)
         tensors[name] = tensor
-    return tensors
+    return tensors, _classes(content)
 
 
 def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
     try:
         is_zip = handle.read(4) == _ZIP
+        if is_zip and not zipfile.is_zipfile(handle):
+            raise EOFError("the archive's directory, which stands at its end, is missing")
         handle.seek(0)
         # timm and many others save their command line with the weights; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -76,10 +82,19 @@ def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
         # torch raises nearly every kind on damaged files. Its own text advises to run the pickle's code and stays out
         # of the message; the error that it was made from says what is wrong.
         cause = error.__context__ if isinstance(error, UnpicklingError) and error.__context__ else error
+        if _is_damage(error):
+            raise CheckpointError(
+                f"{source} is damaged or cut off", "Copy or download it again, or save it anew where it was made."
+            ) from error
         first = (str(cause) or type(cause).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise CheckpointError(
             f"Cannot read {source} as weights without running code: {shown(first)}", _SAVE_HINT
         ) from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether a file that was begun as PyTorch's cannot be read to its end."""
+    return isinstance(error, EOFError) or "PytorchStreamReader" in str(error)
 
 
 def _unwrapped(content: Mapping[object, object]) -> tuple[Mapping[object, object], dict[object, object]]:
@@ -96,6 +111,22 @@ def _unwrapped(content: Mapping[object, object]) -> tuple[Mapping[object, object
         else:
             break
     return content, rest
+
+
+def _classes(content: Mapping[object, object]) -> tuple[str, ...]:
+    """The classes that a training script has saved beside the weights, where they are a name for each output."""
+    for key in _CLASSES_KEYS:
+        value = content.get(key)
+        if isinstance(value, Mapping):
+            # From the name to the number, or the other way round.
+            pairs = [(name, number) if isinstance(number, int) else (number, name) for name, number in value.items()]
+            by_number = {number: name for name, number in pairs if isinstance(number, int)}
+            value = [by_number.get(number) for number in range(len(value))]
+        if isinstance(value, (list, tuple)) and value and all(isinstance(name, str) and name for name in value):
+            names = tuple(map(str, value))
+            if len(set(names)) == len(names):
+                return names
+    return ()
 
 
 def _tensors_in(content: Mapping[object, object]) -> Iterator[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from sapcli import __version__
+from sapcli.architecture import Architecture
 from sapcli.bases import Bases
 from sapcli.calibration import BATCHNORM_BATCH, BATCHNORM_IMAGES, FEW_BATCHNORM_IMAGES, batchnorm_layers, reestimate
 from sapcli.contents import find_contents, from_text, to_text
@@ -298,4 +299,15 @@ def repair_metadata(
     if forget is not None:
         described |= {"sap.forget": forget.samples, "sap.forget_mode": settings.forget_mode.value}
     kept = {key: text for key, text in session.checkpoint.metadata.items() if not key.startswith("sap.")}
-    return kept | session.architecture.to_metadata() | described
+    return kept | _with_classes(session).to_metadata() | described
+
+
+def _with_classes(session: Session) -> Architecture:
+    """The architecture with the classes' names as they were matched with the data, for whatever comes after.
+
+    Numbers alone tell nothing that the order does not.
+    """
+    names = session.training.classes
+    if session.architecture.label_names is not None or all(name.isdecimal() for name in names):
+        return session.architecture
+    return replace(session.architecture, label_names=names)

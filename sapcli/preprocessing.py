@@ -51,7 +51,15 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class PreprocessingOverrides:
-    """The settings that the user gave on the command line; None for those that were not given."""
+    """How images are prepared, as the user says; what is None is as the checkpoint says.
+
+    Attributes:
+        input_size: Channels, height and width.
+        mean: Of each channel, subtracted from pixels in [0, 1].
+        std: Of each channel, divided by.
+        interpolation: The filter that resizes, by timm's name.
+        crop_pct: The crop's side over that of the resized image.
+    """
 
     input_size: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapcli.dataset import Dataset
+from sapcli.evidence import guessing
 from sapcli.files import atomic_write
 from sapcli.inputs import Inputs, introduce, name_unreadable
 from sapcli.options import OutputOptions, SuspectsOptions
@@ -28,7 +29,7 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     """`sap suspects`."""
     destination = destination_file(output, None)
     if options.html is not None:
-        check_writable(options.html, output.force)
+        check_writable(options.html, output.force, "--html")
     correction = None if options.apply is None else _CorrectedLabels.of(options, output.force)
     terminal = inputs.terminal()
     session = inputs.session(terminal)
@@ -42,6 +43,8 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
         )
     outcomes = session.training_outcomes()
     name_unreadable(terminal, session.training_images)
+    for point in guessing(outcomes.accuracy, len(dataset.classes)):
+        terminal.warn(f"{session.checkpoint.source}: {point}")
     found = rank_suspects(dataset, outcomes, options.count, options.min_score)
     contradicted = int((~outcomes.correct).sum())
     listed = "" if len(found) == contradicted else f", {len(found):,} of them listed"
@@ -69,7 +72,7 @@ def report(result: Path, form: ReportForm | None, output: OutputOptions) -> None
 
     destination = destination_file(output, None)
     if form is None and destination is not None:
-        (form,) = report_forms([destination], output.force).values()
+        (form,) = report_forms([destination], output.force, "-o").values()
     content = render_report(from_json(result), form or ReportForm.MARKDOWN)
     with open_output(destination) as handle:
         handle.write(content)
@@ -89,7 +92,7 @@ class _CorrectedLabels:
         if options.apply is LabelForm.LINKS:
             return cls(options.apply, options.apply_to or Path("corrected"))
         path = options.apply_to or Path("corrected.csv")
-        check_writable(path, force)
+        check_writable(path, force, "--apply-to")
         return cls(options.apply, path)
 
     def write(self, dataset: Dataset, found: tuple[Suspect, ...]) -> None:

@@ -113,7 +113,7 @@ def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
     if not truth:
         raise DatasetError(
             f"{file} names none of the {len(known)} images of {dataset.root}",
-            f"give paths as they are there, such as {dataset.paths[0]}",
+            f"give lines of path,true with paths as they are there, such as {dataset.paths[0]}",
         )
     return truth
 

@@ -23,10 +23,11 @@ _NAMED_AT_MOST = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked, in words, and whether it holds."""
+    """One thing that was checked, in words, whether it holds, and what to do where it does not."""
 
     holds: bool
     text: str
+    hint: str = "do not use it; repair the original again"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,13 @@ def verify(checkpoint: Checkpoint, original: Checkpoint | None, bases: Sequence[
     findings = [Finding(checkpoint.digest == claim.output, "the weights have the hash that the metadata names")]
     if original is None:
         return findings
-    findings.append(Finding(original.digest == claim.original, f"{original.source} is what was repaired"))
+    findings.append(
+        Finding(
+            original.digest == claim.original,
+            f"{original.source} is what was repaired",
+            "name the checkpoint that it was made from with --input",
+        )
+    )
     if list(original.entries.values()) != list(checkpoint.entries.values()):
         return [*findings, Finding(False, "the names, order, types and shapes of the tensors are the original's")]
     findings.append(_unclaimed_changes(claim, checkpoint, original))

@@ -22,7 +22,7 @@ from PIL import Image
 from processes import SAP, sap
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_project import Outcome, run_here
+from small_project import Outcome, Project, make_project, run_here, without_privileges
 
 COUNT = ("-n", "60")
 COMMANDS = ("select", "activations", "project", "eval", "demo", "cache")
@@ -408,6 +408,47 @@ def test_classes_in_another_order_are_suspected(noisy: Trained, tmp_path: Path) 
     ended = run_here("eval", other, data)
     assert "hardly better than guessing" in ended.stderr
     assert "--class-map" in ended.stderr
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A network of three colours that says nothing of itself."""
+    return make_project(tmp_path_factory.mktemp("colours"))
+
+
+def _own(project: Project) -> tuple[str | Path, ...]:
+    return project.data, "--arch", f"{project.folder / 'network.py'}:tiny"
+
+
+def test_a_corrected_file_remembers_the_order_of_the_classes(colours: Project, tmp_path: Path) -> None:
+    order = tmp_path / "order.txt"
+    order.write_text("red\nblue\ngreen\n")
+    output = tmp_path / "out.safetensors"
+    common = ("-n", "60", "--alpha", "1000", "--class-map", order, "-o", output)
+    assert run_here("project", colours.checkpoint, *_own(colours), *common).status == 0
+    with safe_open(output, "pt") as file:
+        assert json.loads(file.metadata()["sap.label_names"]) == ["red", "blue", "green"]
+    told, remembered = (run_here("suspects", output, *_own(colours), *extra) for extra in (("--class-map", order), ()))
+    assert remembered.stdout == told.stdout
+    # The order is wrong, so that nearly all labels are contradicted.
+    assert "hardly better than guessing" in remembered.stderr
+
+
+def test_the_classes_of_a_training_script_are_the_networks(colours: Project, tmp_path: Path) -> None:
+    weights = load_file(colours.checkpoint)
+    for names, expected in ((["red", "blue", "green"], ["red", "blue", "green"]), (["red", "blue"], None)):
+        torch.save({"model_state_dict": weights, "classes": names, "epoch": 3}, tmp_path / "training.pth")
+        ended = run_here("inspect", tmp_path / "training.pth", *_own(colours)[1:])
+        assert json.loads(ended.stdout)["label_names"] == expected
+
+
+def test_an_output_that_cannot_be_written_is_told_of_at_once(colours: Project, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with without_privileges():
+        ended = run_here("project", colours.checkpoint, *_own(colours), "-o", tmp_path / "closed" / "out.safetensors")
+    assert ended.status == 1
+    assert ended.stderr.startswith("error: Cannot write")
+    assert "Permission denied" in ended.stderr
 
 
 def test_trusting_most_of_the_images_is_pointed_out(noisy: Trained) -> None:

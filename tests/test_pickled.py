@@ -27,7 +27,7 @@ WEIGHTS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2
 
 def read(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as handle:
-        return read_pickled(handle, path, "the file")
+        return read_pickled(handle, path, "the file")[0]
 
 
 def assert_tensors_or_error(path: Path) -> None:
@@ -65,10 +65,40 @@ def test_weights_in_any_wrapper(tmp_path: Path, wrap: Callable[[object], object]
     assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
 
 
+@pytest.mark.parametrize(
+    ("beside", "names"),
+    [
+        ({"classes": ["zebra", "ant"]}, ("zebra", "ant")),
+        ({"class_to_idx": {"zebra": 0, "ant": 1}, "epoch": 3}, ("zebra", "ant")),
+        ({"idx_to_class": {1: "ant", 0: "zebra"}}, ("zebra", "ant")),
+        ({"classes": [["zebra"], "ant"], "class_names": ("ant", "zebra")}, ("ant", "zebra")),
+        ({"classes": ["ant", "ant"]}, ()),
+        ({"classes": 2}, ()),
+        ({"classes": {"zebra": "first", 3: None, "ant": 1}}, ()),
+        ({}, ()),
+    ],
+)
+def test_the_classes_that_a_training_script_saved(
+    tmp_path: Path, beside: dict[str, object], names: tuple[str, ...]
+) -> None:
+    torch.save({"model_state_dict": WEIGHTS, **beside}, tmp_path / "file.pt")
+    with (tmp_path / "file.pt").open("rb") as handle:
+        assert read_pickled(handle, tmp_path / "file.pt", "the file")[1] == names
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_file_that_is_cut_off(tmp_path: Path, kept: float) -> None:
+    torch.save(WEIGHTS, tmp_path / "file.pt")
+    content = (tmp_path / "file.pt").read_bytes()
+    (tmp_path / "file.pt").write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(CheckpointError, match="damaged or cut off"):
+        read(tmp_path / "file.pt")
+
+
 def test_a_stream_without_a_path(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "file")
     with (tmp_path / "file").open("rb") as handle:
-        assert torch.equal(read_pickled(handle, None, "standard input")["fc.bias"], torch.ones(2))
+        assert torch.equal(read_pickled(handle, None, "standard input")[0]["fc.bias"], torch.ones(2))
 
 
 def test_other_tensors_keep_the_path_of_their_keys(tmp_path: Path) -> None:
