@@ -11,6 +11,8 @@ from pathlib import Path
 
 from sapcli.errors import DatasetError
 
+# The first is ours, the second that of Hugging Face's image folders.
+_PATH_COLUMNS = ("path", "file_name", "filename", "file")
 _MAP_COLUMNS = ("class", "label", "name", "index")
 
 
@@ -49,7 +51,7 @@ class LabelFile:
 def read_labels(file: Path, column: str = "label") -> LabelFile:
     """Read a label file: CSV or tab-separated text with the columns `path` and `label`, or JSON Lines with those keys.
 
-    Columns may stand in any order among others; the form is told by the content, not by the name.
+    `file_name`, `filename` and `file` are understood as `path`. Columns may stand in any order among others; the form is told by the content, not by the name.
 
     Args:
         file: The file.
@@ -129,7 +131,7 @@ def _numbered_lines(file: Path, text: str) -> Iterator[tuple[int, str]]:
 
 def _csv_rows(file: Path, text: str, column: str) -> list[LabelRow]:
     header, records = _csv_table(file, text)
-    if "path" not in header or not {column, "label"} & set(header):
+    if not set(_PATH_COLUMNS) & set(header) or not {column, "label"} & set(header):
         raise _wrong_header(file, header, f"path,{column}")
     return [_label_row(file, line, record, column) for line, record in records]
 
@@ -195,7 +197,8 @@ def _label_row(file: Path, line: int, record: object, column: str) -> LabelRow:
         raise DatasetError(
             f"{file}, line {line}: not a JSON object", 'Give lines such as {"path": "a.png", "label": "cat"}.'
         )
-    path, label = record.get("path"), record.get(column, record.get("label"))
+    path = next((record[name] for name in _PATH_COLUMNS if name in record), None)
+    label = record.get(column, record.get("label"))
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     if not isinstance(path, str) or not isinstance(label, str) or not path.strip() or not label.strip():

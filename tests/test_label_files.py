@@ -69,6 +69,14 @@ def test_numbers_in_a_label_file_are_outputs(tmp_path: Path) -> None:
     assert all(path == f"{label}.png" for path, label in zip(dataset.paths, dataset.labels, strict=True))
 
 
+@pytest.mark.parametrize("content", ["file_name,label\n{},{}\n", '{{"filename": "{}", "label": "{}"}}\n'])
+def test_other_names_of_the_column_of_paths(tmp_path: Path, content: str) -> None:
+    write_classes(tmp_path)
+    labels = tmp_path / "metadata.csv"
+    labels.write_text(content.format("cat/0.png", CLASSES[1]))
+    assert label_of(opened(tmp_path, labels=labels), "cat/0.png") == CLASSES[1]
+
+
 @pytest.mark.parametrize("label", ["1", CLASSES[1]])
 def test_numbers_beside_the_names_of_folders(tmp_path: Path, label: str) -> None:
     write_classes(tmp_path)
