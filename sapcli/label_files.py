@@ -51,7 +51,8 @@ class LabelFile:
 def read_labels(file: Path, column: str = "label") -> LabelFile:
     """Read a label file: CSV or tab-separated text with the columns `path` and `label`, or JSON Lines with those keys.
 
-    `file_name`, `filename` and `file` are understood as `path`. Columns may stand in any order among others; the form is told by the content, not by the name.
+    `file_name`, `filename` and `file` are understood as `path`. Columns may stand in any order among others; the form
+    is told by the content, not by the name.
 
     Args:
         file: The file.
