@@ -16,6 +16,7 @@ from sapcli.calibration import batchnorm_layers
 from sapcli.checkpoint import Checkpoint
 from sapcli.device import full_precision
 from sapcli.errors import NumericsError, UsageError
+from sapcli.heap import give_back_freed_memory
 from sapcli.moments import Basis
 from sapcli.projection import coordinates, project
 from sapcli.rows import WeightView
@@ -25,7 +26,10 @@ from sapcli.settings import ForgetMode, Importance
 _NORM_ELEMENTS = 1 << 20
 # What is needed again is kept up to this size: projected weights for the comparison, the digest and the file, and their
 # coordinates for the next alpha.
-_KEPT_BYTES = 1 << 27
+_KEPT_BYTES = 1 << 26
+# Each weight that is made can leave a gap of its own size in a heap that keeps freed memory, where a small object came to
+# lie behind what it was made with. After so many bytes of weights the gaps are given back.
+_GAPS_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ class Correction:
         self._calibrated: dict[float, dict[str, Tensor]] = {}
         self._made = KeptTensors(_KEPT_BYTES)
         self._made_with: float | None = None
+        self._gaps = 0
         self._coordinates = KeptTensors(_KEPT_BYTES)
 
     def apply(self, alpha: float, first_look: int | None = None) -> None:
@@ -230,7 +235,11 @@ class Correction:
         return self._made.get(name, lambda: self._make(name, alpha))
 
     def _make(self, name: str, alpha: float) -> Tensor:
+        if self._gaps > _GAPS_BYTES:
+            give_back_freed_memory()
+            self._gaps = 0
         original = self._original(name).to(self._classifier.device)
+        self._gaps += original.nbytes
         if name in self._gains:
             weight = self._gains[name]
             return rescaled_gain(original, self._original(weight).to(original.device), self._projected(weight, alpha))

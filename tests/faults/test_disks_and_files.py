@@ -130,15 +130,15 @@ def before_the_first_batch(action: Callable[[], object]) -> None:
     """Have something happen right before the first batch of images is run."""
     import sapcli.scoring
 
-    outcome = sapcli.scoring._outcome
+    launch = sapcli.scoring._launch
 
     def act_once(*arguments: object) -> object:
-        if sapcli.scoring._outcome is act_once:
-            sapcli.scoring._outcome = outcome
+        if sapcli.scoring._launch is act_once:
+            sapcli.scoring._launch = launch
             action()
-        return outcome(*arguments)  # type: ignore[arg-type]
+        return launch(*arguments)  # type: ignore[arg-type]
 
-    sapcli.scoring._outcome = act_once  # type: ignore[assignment]
+    sapcli.scoring._launch = act_once  # type: ignore[assignment]
 
 
 def start_losing(project: Project, action: Callable[[], object], *more: str) -> Run:
