@@ -27,8 +27,8 @@ _NORM_ELEMENTS = 1 << 20
 # What is needed again is kept up to this size: projected weights for the comparison, the digest and the file, and their
 # coordinates for the next alpha.
 _KEPT_BYTES = 1 << 26
-# Each weight that is made can leave a gap of its own size in a heap that keeps freed memory, where a small object came to
-# lie behind what it was made with. After so many bytes of weights the gaps are given back.
+# Each weight that is made can leave a gap of its own size in a heap that keeps freed memory, where a small object came
+# to lie behind what it was made with. After so many bytes of weights the gaps are given back.
 _GAPS_BYTES = 1 << 24
 
 
