@@ -159,7 +159,7 @@ def _repair(
     else:
         raise UsageError(
             "--alpha auto needs validation images or trusted samples to choose on",
-            "give --val DIR, --trusted, or a value for --alpha",
+            "give --val DATA, --trusted, or a value for --alpha",
         )
     removed: Mapping[str, float] = {}
     if choice.alpha is None:
@@ -299,15 +299,15 @@ def repair_metadata(
     if forget is not None:
         described |= {"sap.forget": forget.samples, "sap.forget_mode": settings.forget_mode.value}
     kept = {key: text for key, text in session.checkpoint.metadata.items() if not key.startswith("sap.")}
-    return kept | _with_classes(session).to_metadata() | described
+    return kept | _with_class_names(session).to_metadata() | described
 
 
-def _with_classes(session: Session) -> Architecture:
+def _with_class_names(session: Session) -> Architecture:
     """The architecture with the classes' names as they were matched with the data, for whatever comes after.
 
-    Numbers alone tell nothing that the order does not.
+    Numbers in their own order tell nothing.
     """
     names = session.training.classes
-    if session.architecture.label_names is not None or all(name.isdecimal() for name in names):
+    if session.architecture.label_names is not None or names == tuple(map(str, range(len(names)))):
         return session.architecture
     return replace(session.architecture, label_names=names)

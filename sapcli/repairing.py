@@ -92,7 +92,7 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
     report_files = report_forms(record.report or (), force)
     check_appendable(record.summary)
     if request.require_gain is not None and session.validation is None:
-        raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DIR")
+        raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DATA")
     session.check_data(test=bool(report_files))
     check_patterns(session.weight_names, settings.layers, settings.skip_layers)
     introduce(session, session.training)

@@ -434,6 +434,27 @@ def test_a_corrected_file_remembers_the_order_of_the_classes(colours: Project, t
     assert "hardly better than guessing" in remembered.stderr
 
 
+def test_numbers_in_an_order_of_their_own_are_remembered(colours: Project, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name, number in (("blue", "2"), ("green", "0"), ("red", "1")):
+            shutil.copytree(colours.data / split / name, tmp_path / "data" / split / number)
+    order, output = tmp_path / "order.txt", tmp_path / "out.safetensors"
+    order.write_text("2\n0\n1\n")
+    own = tmp_path / "data", *_own(colours)[1:]
+    assert run_here("project", colours.checkpoint, *own, "-n", "60", "--class-map", order, "-o", output).status == 0
+    by_colours = run_here(
+        "eval", output, colours.data, *_own(colours)[1:], "--class-map", _colours_as_numbers(tmp_path)
+    )
+    by_numbers = run_here("eval", output, *own)
+    assert json.loads(by_numbers.stdout)["top1"] == json.loads(by_colours.stdout)["top1"] > 80
+
+
+def _colours_as_numbers(folder: Path) -> Path:
+    file = folder / "colours.csv"
+    file.write_text("folder,class\nblue,0\ngreen,1\nred,2\n")
+    return file
+
+
 def test_the_classes_of_a_training_script_are_the_networks(colours: Project, tmp_path: Path) -> None:
     weights = load_file(colours.checkpoint)
     for names, expected in ((["red", "blue", "green"], ["red", "blue", "green"]), (["red", "blue"], None)):
