@@ -26,9 +26,10 @@ test: $(INSTALLED) ## Run the tests
 test-faults: $(INSTALLED) ## Run the tests that take minutes: of killing, interrupting and starving the program, and of the README's commands
 	$(TESTS) tests/faults
 
-lint: $(INSTALLED) ## Check the style and the format
+lint: $(INSTALLED) ## Check the style, the format, and that each wing imports only those below it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(INSTALLED) ## Format the code and sort the imports
 	$(BIN)/ruff check --fix .

@@ -34,17 +34,18 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sapcli.architecture import Architecture, PreprocessingOverrides, load_model, resolve_architecture
-from sapcli.bases import Bases, SecondMoments
-from sapcli.checkpoint import Checkpoint, open_checkpoint
-from sapcli.correction import Correction, LayerPlan
-from sapcli.device import full_precision
+from sapcli.activations.bases import Bases, SecondMoments
+from sapcli.activations.scoring import Classifier
+from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sapcli.checkpoints.saving import write_checkpoint, write_safetensors
 from sapcli.errors import ArchitectureError
-from sapcli.factories import find_factory
-from sapcli.progress import SilentProgress
-from sapcli.saving import write_checkpoint, write_safetensors
-from sapcli.scoring import Classifier
-from sapcli.settings import Importance
+from sapcli.machine.device import full_precision
+from sapcli.machine.progress import SilentProgress
+from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
+from sapcli.networks.factories import find_factory
+from sapcli.repair.correction import Correction
+from sapcli.repair.layer_plan import LayerPlan
+from sapcli.settings import Importance, PreprocessingOverrides
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = Path(__file__).with_name("families.json")
@@ -115,7 +116,7 @@ def measure(name: str) -> Result:
             watched = capture.forward(images)
         require_close(watched, before, "watching the network changes its outputs")
         skipped = moments.skipped()
-        transformed = [weight for weight in skipped if capture.sightings[weight].transformed_by]
+        transformed = [weight for weight in skipped if capture.usages[weight].transformed_by]
         missed = [weight for weight in moments.counts() if weight in skipped and weight not in transformed]
         bases = Bases(moments.pieces(SilentProgress()), skipped, checkpoint="", samples="")
         plan = LayerPlan(tuple(bases.pieces), skipped)

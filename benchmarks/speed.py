@@ -164,8 +164,8 @@ def scoring_from_files(data: Path, device: str) -> dict[str, float]:
     of one, which is the floor's.
     """
     from sapcli.api import open_session
-    from sapcli.heap import keep_freed_memory
-    from sapcli.images import Batch
+    from sapcli.datasets.images import Batch
+    from sapcli.machine.heap import keep_freed_memory
 
     keep_freed_memory()
     workers = os.cpu_count() or 1

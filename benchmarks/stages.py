@@ -72,7 +72,7 @@ def network(case: str) -> tuple[nn.Module, tuple[int, int]]:
 
 def batches(count: int, size: tuple[int, int], device: torch.device) -> list[Tensor]:
     """Generated images, smooth as photographs are, in batches of the usual size, float32 `[n, 3, H, W]`."""
-    from sapcli.device import usual_batch_size
+    from sapcli.machine.device import usual_batch_size
 
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(count, 3, 8, 8, generator=generator)
@@ -83,11 +83,11 @@ def batches(count: int, size: tuple[int, int], device: torch.device) -> list[Ten
 
 def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict[str, Any]:
     """Our stages on one case."""
-    from sapcli.bases import Bases, SecondMoments
-    from sapcli.correction import KeptTensors, projected_weight
-    from sapcli.device import fast_dtype, full_precision
-    from sapcli.heap import keep_freed_memory
-    from sapcli.progress import SilentProgress
+    from sapcli.activations.bases import Bases, SecondMoments
+    from sapcli.machine.device import fast_dtype, full_precision
+    from sapcli.machine.heap import keep_freed_memory
+    from sapcli.machine.progress import SilentProgress
+    from sapcli.repair.correction import KeptTensors, projected_weight
     from sapcli.settings import Importance, Precision
 
     keep_freed_memory()

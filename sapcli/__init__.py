@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sapcli.api import Repaired, open_session, repair
-    from sapcli.preprocessing import PreprocessingOverrides
+    from sapcli.settings import PreprocessingOverrides
 
 __version__ = "0.1.0"
 __all__ = ["PreprocessingOverrides", "Repaired", "__version__", "open_session", "repair"]

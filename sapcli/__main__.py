@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from sapcli.signals import end_interrupted, end_now, end_on_signals, status_of_signal
+from sapcli.machine.signals import end_interrupted, end_now, end_on_signals, status_of_signal
 
 # Looking for garbage as often as usual takes a fifth of the time of the imports, which make none.
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
@@ -20,9 +20,9 @@ def main() -> NoReturn:
     end_on_signals()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     try:
-        from sapcli import cli
+        from sapcli.commands.entry import start
 
-        status = cli.start()
+        status = start()
     except BaseException:
         # Interrupted imports turn a signal's exception into others.
         if status_of_signal() is None:

@@ -31,21 +31,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sapcli import saving
-from sapcli.bases import Bases
-from sapcli.cache import Cache
-from sapcli.checkpoint import open_checkpoint
-from sapcli.correction import Correction
-from sapcli.device import resolve_device
-from sapcli.pipeline import Repair, repair_metadata, run_repair
-from sapcli.preprocessing import PreprocessingOverrides
-from sapcli.progress import Progress, SilentProgress
-from sapcli.session import Session
+from sapcli.activations.bases import Bases
+from sapcli.checkpoints import saving
+from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.machine.cache import Cache
+from sapcli.machine.device import resolve_device
+from sapcli.machine.progress import Progress, SilentProgress
+from sapcli.repair.correction import Correction
+from sapcli.repair.metadata import repair_metadata
+from sapcli.repair.pipeline import Repair, run_repair
+from sapcli.repair.session import Session
 from sapcli.settings import (
     BatchNorm,
     DataSource,
     Importance,
     ModelSource,
+    PreprocessingOverrides,
     ProjectionSettings,
     RunSettings,
     SelectionSettings,

@@ -8,8 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sapcli.preprocessing import PreprocessingOverrides
-
 if TYPE_CHECKING:
     import torch
 
@@ -98,6 +96,25 @@ class ReportForm(StrEnum):
     HTML = "html"
     MARKDOWN = "md"
     JSON = "json"
+
+
+@dataclass(frozen=True)
+class PreprocessingOverrides:
+    """How images are prepared, as the user says; what is None is as the checkpoint says.
+
+    Attributes:
+        input_size: Channels, height and width.
+        mean: Of each channel, subtracted from pixels in [0, 1].
+        std: Of each channel, divided by.
+        interpolation: The filter that resizes, by timm's name.
+        crop_pct: The crop's side over that of the resized image.
+    """
+
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ import timm
 import torch
 from torchvision import models
 
-from sapcli.class_count import PROBED_COUNTS, class_dimensions
 from sapcli.errors import ArchitectureError
-from sapcli.factories import find_factory
-from sapcli.fitting import published_settings
-from sapcli.loading import Outline
-from sapcli.preprocessing import PreprocessingOverrides, resolve_preprocessing
-from sapcli.recognition import INDEX_NAME, KnownArchitecture, digest_of, sketch_of, write_index
+from sapcli.networks.class_count import PROBED_COUNTS, class_dimensions
+from sapcli.networks.factories import find_factory
+from sapcli.networks.fitting import published_settings
+from sapcli.networks.loading import Outline
+from sapcli.networks.preprocessing import resolve_preprocessing
+from sapcli.networks.recognition import INDEX_NAME, KnownArchitecture, digest_of, sketch_of, write_index
+from sapcli.settings import PreprocessingOverrides
 
-OUTPUT = Path(__file__).parent.parent / "sapcli" / "data" / INDEX_NAME
+OUTPUT = Path(__file__).parent.parent / "sapcli" / "networks" / "data" / INDEX_NAME
 
 
 def known_architecture(name: str) -> KnownArchitecture | None:

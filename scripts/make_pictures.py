@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sapcli.figures import alpha_figure, class_figure
-from sapcli.repair_report import from_json
+from sapcli.reports.figures import alpha_figure, class_figure
+from sapcli.reports.schema import from_json
 
 _THEMES = """<style>
 svg { --ink: #1d1f21; --soft: #62666b; --line: #dedcd6; --before: #9a9a94; --after: #0f766e; --trusted: #4f7fd0; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from digits import Trained, train
+from support.digits import Trained, train
 
 
 @pytest.fixture(scope="session")

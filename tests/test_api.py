@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits import Trained
 from safetensors.torch import load_file
+from support.digits import Trained
 
 from sapcli import api, repair
 

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from small_project import run_here
+from support.small_project import run_here
 
 SHARED = Path(__file__).parents[2] / "shared"
 CHECKPOINT = SHARED / "checkpoints" / "cifar10_resnet18_half_noisy25.safetensors"

@@ -17,20 +17,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sapcli.capture import Capture, Sighting
-from sapcli.contents import contents_of, to_text
-from sapcli.device import full_precision
+from sapcli.activations.capture import Capture, Usage
+from sapcli.activations.moments import Basis, SecondMoment
+from sapcli.activations.operands import Use
+from sapcli.activations.rows import WeightView
+from sapcli.activations.scoring import Classifier
+from sapcli.activations.segments import Segment, disjoint_segments
+from sapcli.checkpoints.saving import write_safetensors
+from sapcli.datasets.contents import contents_of, to_text
+from sapcli.datasets.images import Images
+from sapcli.datasets.smaller_batches import smaller_batch
 from sapcli.errors import CheckpointError, DatasetError, NumericsError
-from sapcli.heap import give_back_freed_memory
-from sapcli.images import Images
-from sapcli.memory import smaller_batch
-from sapcli.moments import Basis, SecondMoment
-from sapcli.operands import Use
-from sapcli.progress import Progress
-from sapcli.rows import WeightView
-from sapcli.saving import write_safetensors
-from sapcli.scoring import Classifier
-from sapcli.segments import Segment, disjoint_segments
+from sapcli.machine.device import full_precision
+from sapcli.machine.heap import give_back_freed_memory
+from sapcli.machine.progress import Progress
 
 _FORMAT = "sap.bases/1"
 # An image takes as much more memory in float32, and with its rows, than in other passes.
@@ -144,8 +144,8 @@ class SecondMoments:
         return {
             name: f"the size of {gains[name]}, which it follows"
             if name in gains
-            else reason(sighting, overlapping=sighting.is_projectable and name in self._moments)
-            for name, sighting in self.capture.sightings.items()
+            else reason(usage, overlapping=usage.is_projectable and name in self._moments)
+            for name, usage in self.capture.usages.items()
             if name not in projectable
         }
 
@@ -171,7 +171,7 @@ class SecondMoments:
         divided = {
             name: disjoint_segments(views)
             for name, views in self._moments.items()
-            if self.capture.sightings[name].is_projectable and len(self._gains[name]) == 1
+            if self.capture.usages[name].is_projectable and len(self._gains[name]) == 1
         }
         return {name: segments for name, segments in divided.items() if segments}
 
@@ -191,14 +191,14 @@ def _basis_of(name: str, segment: Segment, bases: Mapping[WeightView, Basis]) ->
     return replace(together.basis(), rows=sum(part.rows for part in parts))
 
 
-def reason(sighting: Sighting, overlapping: bool = False) -> str:
+def reason(usage: Usage, overlapping: bool = False) -> str:
     """Why a weight that was seen like this is not projected, in words."""
     if overlapping:
         return "used in pieces that overlap"
-    if sighting.transformed_by:
-        return f"transformed before it multiplies activations ({_operators(sighting.transformed_by)})"
-    if sighting.consumers:
-        return f"in no matrix product or convolution with activations (read by {_operators(sighting.consumers)})"
+    if usage.transformed_by:
+        return f"transformed before it multiplies activations ({_operators(usage.transformed_by)})"
+    if usage.consumers:
+        return f"in no matrix product or convolution with activations (read by {_operators(usage.consumers)})"
     return "not used in eval mode"
 
 

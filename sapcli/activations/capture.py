@@ -17,11 +17,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
+from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
-from sapcli.operands import Operand, Use, convolution_use, product_use, transposed_convolution_use
-from sapcli.rows import Geometry
+from sapcli.activations.operands import Operand, Use, convolution_use, product_use, transposed_convolution_use
+from sapcli.activations.parameters import CopiedWeight, Origin, ParameterPlace, storage_address
+from sapcli.activations.rows import Geometry
 
 aten = torch.ops.aten
 
@@ -47,41 +48,8 @@ _COPIES = {aten.clone, aten._to_copy, aten._reshape_copy}
 _SCALINGS = {aten.mul, aten.div}
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where a tensor that does not depend on the images comes from.
-
-    Attributes:
-        parameters: All that had a part in it, each with the operator that first made something else of it; empty for
-            a parameter itself, a view or a plain copy of it.
-        ingredients: All that its numbers depend on, a weight too that was only multiplied by a constant vector.
-        copied: For a copy of a single parameter, plain or scaled by what does not depend on it, which one and how.
-    """
-
-    parameters: Mapping[str, str]
-    ingredients: frozenset[str] = frozenset()
-    copied: _Copied | None = None
-
-
-@dataclass(frozen=True)
-class _Copied:
-    """What a copy holds of a parameter.
-
-    Attributes:
-        name: The parameter.
-        index: The position inside the contiguous parameter of every element of the copy's storage.
-        factors: What each of these elements was multiplied by; None for a plain copy.
-        gain: The parameter that gave the copy its size, instead of the weight's own (weight normalisation).
-    """
-
-    name: str
-    index: Tensor
-    factors: Tensor | None
-    gain: str | None
-
-
 @dataclass
-class Sighting:
+class Usage:
     """What was seen of one weight during the forward passes, beside the products that are reported as uses."""
 
     consumers: set[str] = field(default_factory=set)
@@ -118,9 +86,9 @@ class Capture:
         self._restore = ExitStack()
 
     @property
-    def sightings(self) -> Mapping[str, Sighting]:
+    def usages(self) -> Mapping[str, Usage]:
         """What was seen of every weight of two or more dimensions."""
-        return self._watcher.sightings
+        return self._watcher.usages
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -157,19 +125,19 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, module: nn.Module, on_use: Callable[[Use], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_use = on_use
-        self._parameters: dict[int, list[_Parameter]] = {}
-        self.sightings: dict[str, Sighting] = {}
+        self._parameters: dict[int, list[ParameterPlace]] = {}
+        self.usages: dict[str, Usage] = {}
         for name, tensor in module.named_parameters():
-            parameter = _Parameter.of(name, tensor.detach())
-            at_storage = self._parameters.setdefault(_storage(tensor), [])
+            parameter = ParameterPlace.of(name, tensor.detach())
+            at_storage = self._parameters.setdefault(storage_address(tensor), [])
             # Parameters that are one tensor under several names are one weight.
             if any(parameter.covers_the_same_as(other) for other in at_storage):
                 continue
             at_storage.append(parameter)
             if tensor.dim() >= 2:
-                self.sightings[name] = Sighting()
-        self._buffers = {_storage(buffer) for buffer in module.buffers()}
-        self._constants: dict[int, tuple[Tensor, _Origin]] = {}
+                self.usages[name] = Usage()
+        self._buffers = {storage_address(buffer) for buffer in module.buffers()}
+        self._constants: dict[int, tuple[Tensor, Origin]] = {}
 
     def forget_constants(self) -> None:
         """Let go of the tensors that a forward pass made of the parameters."""
@@ -219,12 +187,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return None
         else:
             return None
-        sighting = self.sightings[operand.name]
+        usage = self.usages[operand.name]
         if use is None:
             if operand.factors is None:
-                sighting.transformed_by.add("an irregular selection of its elements")
+                usage.transformed_by.add("an irregular selection of its elements")
             return None
-        sighting.rows_depend_on_images |= self._origin(rows) is None
+        usage.rows_depend_on_images |= self._origin(rows) is None
         self._on_use(use)
         return use.weight
 
@@ -235,31 +203,33 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
         parameter = self._parameter_at(tensor)
         if parameter is not None:
-            if parameter.name not in self.sightings:
+            if parameter.name not in self.usages:
                 return None
             return Operand(parameter.name, size, stride, offset - parameter.start, parameter.index)
-        copied = self._constants[_storage(tensor)][1].copied if _storage(tensor) in self._constants else None
+        copied = (
+            self._constants[storage_address(tensor)][1].copied if storage_address(tensor) in self._constants else None
+        )
         if copied is None:
             return None
         return Operand(copied.name, size, stride, offset, copied.index, copied.factors, copied.gain)
 
-    def _parameter_at(self, tensor: Tensor) -> _Parameter | None:
+    def _parameter_at(self, tensor: Tensor) -> ParameterPlace | None:
         """The parameter in whose memory `tensor` begins."""
         offset = int(tensor.storage_offset())
-        for parameter in self._parameters.get(_storage(tensor), ()):
+        for parameter in self._parameters.get(storage_address(tensor), ()):
             if parameter.start <= offset < parameter.start + parameter.extent:
                 return parameter
         return None
 
-    def _origin(self, tensor: Tensor) -> _Origin | None:
+    def _origin(self, tensor: Tensor) -> Origin | None:
         """Where `tensor` comes from, or `None` if it depends on the images."""
-        storage = _storage(tensor)
+        storage = storage_address(tensor)
         if storage in self._constants:
             return self._constants[storage][1]
         parameter = self._parameter_at(tensor)
         if parameter is not None:
-            return _Origin({parameter.name: ""}, frozenset({parameter.name}))
-        return _Origin({}) if storage in self._buffers else None
+            return Origin({parameter.name: ""}, frozenset({parameter.name}))
+        return Origin({}) if storage in self._buffers else None
 
     def _follow(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, captured: str | None
@@ -272,7 +242,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(constants) < len(origins):
             self._note_meeting(func, constants, captured)
             for tensor in written:
-                self._constants.pop(_storage(tensor), None)
+                self._constants.pop(storage_address(tensor), None)
             return
         parameters: dict[str, str] = {}
         for origin in constants:
@@ -281,30 +251,30 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if name != captured:
                     parameters.setdefault(name, operator or str(func.overloadpacket))
         ingredients = frozenset[str]().union(*(origin.ingredients for origin in constants))
-        known = {_storage(tensor) for tensor in inputs} - {_storage(tensor) for tensor in written}
+        known = {storage_address(tensor) for tensor in inputs} - {storage_address(tensor) for tensor in written}
         for output in _tensors((result, written)):
-            if _storage(output) in known:
+            if storage_address(output) in known:
                 continue
             copied = self._copied(func.overloadpacket, args, output)
             if copied is not None and copied.factors is None:
                 parameters = dict.fromkeys(parameters, "")
-            origin = _Origin(parameters, ingredients, copied)
+            origin = Origin(parameters, ingredients, copied)
             # The tensor is kept as long as the entry, since the address of freed memory is given out again.
-            self._constants[_storage(output)] = (output, origin)
+            self._constants[storage_address(output)] = (output, origin)
 
-    def _note_meeting(self, func: Any, constants: list[_Origin], captured: str | None) -> None:
+    def _note_meeting(self, func: Any, constants: list[Origin], captured: str | None) -> None:
         """Note that what comes from these origins meets activations in `func`."""
         multiplies = func.overloadpacket in _PRODUCTS or func.overloadpacket in _CONVOLUTIONS
         for origin in constants:
             for name, operator in origin.parameters.items():
-                if name == captured or name not in self.sightings:
+                if name == captured or name not in self.usages:
                     continue
                 if multiplies and operator:
-                    self.sightings[name].transformed_by.add(operator)
+                    self.usages[name].transformed_by.add(operator)
                 else:
-                    self.sightings[name].consumers.add(operator or str(func.overloadpacket))
+                    self.usages[name].consumers.add(operator or str(func.overloadpacket))
 
-    def _copied(self, operator: Any, args: tuple[Any, ...], copy: Tensor) -> _Copied | None:
+    def _copied(self, operator: Any, args: tuple[Any, ...], copy: Tensor) -> CopiedWeight | None:
         """What `copy`, the result of `operator`, is a plain or scaled copy of."""
         found = self._factored(operator, args)
         operand = None if found is None else self._find(found[0])
@@ -322,7 +292,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         factors = operand.scale()
         if factor is not None:
             factors = factor.cpu().expand(operand.size) * (1 if factors is None else factors)
-        return _Copied(
+        return CopiedWeight(
             operand.name,
             laid_out(operand.positions()),
             None if factors is None else laid_out(factors),
@@ -354,41 +324,6 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The parameters that the numbers of a tensor depend on, which does not depend on the images."""
         origin = self._origin(constant)
         return frozenset() if origin is None else origin.ingredients
-
-
-@dataclass(frozen=True)
-class _Parameter:
-    """Where a parameter lies in its storage; `index` tells the logical position of each element that lies elsewhere."""
-
-    name: str
-    start: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    index: Tensor | None
-
-    @classmethod
-    def of(cls, name: str, tensor: Tensor) -> _Parameter:
-        index = None
-        if not tensor.is_contiguous():
-            index = torch.full((_extent(tensor.shape, tensor.stride()),), -1)
-            index.as_strided(tensor.shape, tensor.stride()).copy_(torch.arange(tensor.numel()).reshape(tensor.shape))
-        return cls(name, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), index)
-
-    @property
-    def extent(self) -> int:
-        return _extent(self.shape, self.stride)
-
-    def covers_the_same_as(self, other: _Parameter) -> bool:
-        return (self.start, self.shape, self.stride) == (other.start, other.shape, other.stride)
-
-
-def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """The distance in storage from a tensor's first element to beyond its last one."""
-    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if 0 not in shape else 0
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

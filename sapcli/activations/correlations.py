@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapcli.rows import Patches, gram
+from sapcli.activations.rows import Patches, gram
 
 # Along a second axis too, where the products are still of so many columns: for narrower ones it saves no time.
 _NARROWEST = 64

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sapcli.correlations import Correlations
-from sapcli.device import float64_device
+from sapcli.activations.correlations import Correlations
+from sapcli.activations.rows import Geometry, Patches, gram
 from sapcli.errors import NumericsError
-from sapcli.rows import Geometry, Patches, gram
+from sapcli.machine.device import float64_device
 
 # Products of at most so many operations are made in float64 from the start: their time does not show.
 _CHEAP_OPERATIONS = 1 << 28

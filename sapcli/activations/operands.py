@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sapcli.rows import Geometry, Patches, WeightView
+from sapcli.activations.rows import Geometry, Patches, WeightView
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sapcli.architecture import Architecture, LoadedModel, Preprocessing
+from sapcli.datasets.images import Batch, Images
+from sapcli.datasets.smaller_batches import in_portions
 from sapcli.errors import ArchitectureError, NumericsError, SapError
-from sapcli.factories import in_one_line
-from sapcli.images import Batch, Images
-from sapcli.memory import in_portions, is_out_of_memory
-from sapcli.progress import Progress
+from sapcli.machine.out_of_memory import is_out_of_memory
+from sapcli.machine.progress import Progress
+from sapcli.networks.architecture import Architecture, LoadedModel
+from sapcli.networks.factories import in_one_line
+from sapcli.networks.preprocessing import Preprocessing
 
 # Where convolutions are faster on images whose channels lie together.
 _FAST_CHANNELS_LAST = ("cpu", "cuda")

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from sapcli.rows import WeightView
+from sapcli.activations.rows import WeightView
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,8 @@ from typing import IO, TYPE_CHECKING
 
 import torch
 
-from sapcli.errors import CheckpointError
-from sapcli.files import spool, spool_pipe, temporary_copy
-from sapcli.pickled import WRAPPER_KEYS, is_pickled, read_pickled
-from sapcli.safetensors_file import (
+from sapcli.checkpoints.pytorch_file import WRAPPER_KEYS, is_pickled, read_pickled
+from sapcli.checkpoints.safetensors_file import (
     DTYPE_NAMES,
     MAX_HEADER,
     Entry,
@@ -27,13 +25,15 @@ from sapcli.safetensors_file import (
     save_tensors,
     shown,
 )
+from sapcli.errors import CheckpointError
+from sapcli.machine.files import spool, spool_pipe, temporary_copy
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from torch import Tensor
 
-    from sapcli.safetensors_file import Buffer
+    from sapcli.checkpoints.safetensors_file import Buffer
 
 STANDARD_INPUT = "-"
 INDEX_SUFFIX = ".safetensors.index.json"

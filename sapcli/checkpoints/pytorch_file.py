@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, shown
 from sapcli.errors import CheckpointError
-from sapcli.safetensors_file import DTYPE_NAMES, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

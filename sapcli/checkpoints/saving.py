@@ -9,18 +9,18 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import torch
 
-from sapcli.checkpoint import INDEX_SUFFIX, Form, update_digest
+from sapcli.checkpoints.checkpoint import INDEX_SUFFIX, Form, update_digest
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, shown, tensor_bytes, write_tensors
 from sapcli.errors import CheckpointError, NumericsError, UsageError
-from sapcli.files import atomic_write, atomic_writes, write_error
-from sapcli.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, shown, tensor_bytes, write_tensors
+from sapcli.machine.files import atomic_write, atomic_writes, write_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor
 
-    from sapcli.checkpoint import Checkpoint
-    from sapcli.safetensors_file import Buffer
+    from sapcli.checkpoints.checkpoint import Checkpoint
+    from sapcli.checkpoints.safetensors_file import Buffer
 
 
 def write_checkpoint(

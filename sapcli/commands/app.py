@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sapcli import __version__
-from sapcli.configuration import default_map, effective_settings, find_settings, render_settings
-from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError
-from sapcli.grouping import grouped
-from sapcli.heap import keep_freed_memory
-from sapcli.memory import is_out_of_memory
-from sapcli.options import (
+from sapcli.commands.line.grouping import grouped
+from sapcli.commands.line.options import (
     DATA,
     GATES,
     RUN,
@@ -27,17 +21,15 @@ from sapcli.options import (
     DataOptions,
     ModelOptions,
     OutputOptions,
-    ProjectionOptions,
-    RecordOptions,
     RunOptions,
     SelectionOptions,
     Summary,
-    SuspectsOptions,
     Trusted,
     option,
 )
+from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
+from sapcli.commands.line.suspects_options import SuspectsOptions
 from sapcli.settings import OutputFormat, PlanFormat, ReportForm
-from sapcli.signals import Terminated
 
 app = typer.Typer(
     name="sap",
@@ -57,7 +49,7 @@ app = typer.Typer(
 cache_app = typer.Typer(no_args_is_help=True, help="See or empty the folder of intermediate artifacts.")
 app.add_typer(cache_app, name="cache")
 
-_DEBUG = "SAP_DEBUG"
+DEBUG = "SAPDEBUG"
 
 
 def _version(asked: bool) -> None:
@@ -74,7 +66,7 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if debug:
-        os.environ[_DEBUG] = "1"
+        os.environ[DEBUG] = "1"
 
 
 @app.command()
@@ -94,10 +86,10 @@ def select(
 
     Example: sap select model.safetensors data/ -o trusted.jsonl
     """
-    from sapcli import commands
-    from sapcli.inputs import Inputs
+    from sapcli.commands.line.inputs import Inputs
+    from sapcli.commands.select import select as command
 
-    commands.select(Inputs(checkpoint, data, model, images, run), selection, output)
+    command(Inputs(checkpoint, data, model, images, run), selection, output)
 
 
 @app.command()
@@ -119,10 +111,10 @@ def activations(
 
     Example: sap activations model.safetensors data/ --trusted trusted.jsonl -o bases.safetensors
     """
-    from sapcli import commands
-    from sapcli.inputs import Inputs
+    from sapcli.commands.activations import activations as command
+    from sapcli.commands.line.inputs import Inputs
 
-    commands.activations(Inputs(checkpoint, data, model, images, run, all_rows), selection, trusted, output)
+    command(Inputs(checkpoint, data, model, images, run, all_rows), selection, trusted, output)
 
 
 @app.command()
@@ -160,11 +152,12 @@ def project(
 
     Example: sap project model.safetensors data/
     """
-    from sapcli import repairing
-    from sapcli.inputs import Inputs
+    from sapcli.commands.line.inputs import Inputs
+    from sapcli.commands.project import Request
+    from sapcli.commands.project import project as command
 
-    request = repairing.Request(selection, trusted, projection, output, record, require_gain, dry_run)
-    repairing.project(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows), request)
+    request = Request(selection, trusted, projection, output, record, require_gain, dry_run)
+    command(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows), request)
 
 
 @app.command()
@@ -181,9 +174,9 @@ def inspect(
 
     Example: sap inspect model.safetensors
     """
-    from sapcli import planning
+    from sapcli.commands.inspect import inspect as command
 
-    planning.inspect(checkpoint, model, run, format)
+    command(checkpoint, model, run, format)
 
 
 @app.command(name="eval")
@@ -213,11 +206,11 @@ def evaluate(
 
     Example: sap eval model.sap.safetensors data/ --baseline model.safetensors
     """
-    from sapcli import commands
-    from sapcli.inputs import Inputs
+    from sapcli.commands.evaluate import evaluate as command
+    from sapcli.commands.line.inputs import Inputs
 
     inputs = Inputs(checkpoint, data, model, images, run)
-    commands.evaluate(inputs, baseline, min_accuracy, format, output, summary)
+    command(inputs, baseline, min_accuracy, format, output, summary)
 
 
 @app.command()
@@ -245,9 +238,9 @@ def verify(
 
     Example: sap verify model.sap.safetensors --input model.safetensors --bases bases.safetensors
     """
-    from sapcli import commands
+    from sapcli.commands.verify import verify as command
 
-    commands.verify(checkpoint, original, bases or [], quiet)
+    command(checkpoint, original, bases or [], quiet)
 
 
 @app.command()
@@ -268,10 +261,10 @@ def suspects(
 
     Example: sap suspects model.sap.safetensors data/ --html suspects.html
     """
-    from sapcli import reviewing
-    from sapcli.inputs import Inputs
+    from sapcli.commands.line.inputs import Inputs
+    from sapcli.commands.suspects import suspects as command
 
-    reviewing.suspects(Inputs(checkpoint, data, model, images, run), options, output)
+    command(Inputs(checkpoint, data, model, images, run), options, output)
 
 
 @app.command()
@@ -289,9 +282,9 @@ def report(
 
     Example: sap report repair.json -o repair.html
     """
-    from sapcli import reviewing
+    from sapcli.commands.report import report as command
 
-    reviewing.report(result, form, OutputOptions(output, force))
+    command(result, form, OutputOptions(output, force))
 
 
 @app.command()
@@ -306,10 +299,9 @@ def config(
 
     Example: sap config project
     """
-    from sapcli import console
+    from sapcli.commands.config import config as show
 
-    settings = effective_settings(context.parent, command, find_settings(Path()))
-    console.print_result(render_settings(command, settings).rstrip())
+    show(context, command)
 
 
 @app.command()
@@ -317,7 +309,7 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where the data and the checkpoints go.")] = Path("demo"),
 ) -> None:
     """See a repair from start to end on scikit-learn's handwritten digits, in a minute."""
-    from sapcli.demo import run_demo
+    from sapcli.commands.demo import run_demo
 
     run_demo(folder)
 
@@ -331,95 +323,14 @@ CacheFolder = Annotated[
 @cache_app.command()
 def info(cache_dir: CacheFolder = None) -> None:
     """Show where artifacts are kept, how many, and their size."""
-    from sapcli import commands
+    from sapcli.commands.cache import info as command
 
-    commands.cache_info(cache_dir)
+    command(cache_dir)
 
 
 @cache_app.command()
 def clear(cache_dir: CacheFolder = None) -> None:
     """Remove all artifacts; the next run makes them again."""
-    from sapcli import commands
+    from sapcli.commands.cache import clear as command
 
-    commands.cache_clear(cache_dir)
-
-
-def run(arguments: list[str] | None = None) -> int:
-    """Run a command line and return its exit status; the errors are on stderr."""
-    try:
-        program = typer.main.get_command(app)
-        defaults = _file_settings(program, arguments)
-        status = program.main(args=arguments, prog_name="sap", standalone_mode=False, default_map=defaults)
-    except SapError as error:
-        return _fail(error)
-    except (KeyboardInterrupt, typer.Abort):
-        return ExitStatus.INTERRUPTED
-    except Terminated:
-        return ExitStatus.TERMINATED
-    except SystemExit as leaving:
-        # What Typer and Rich make of a closed pipe.
-        if not isinstance(leaving.__context__, BrokenPipeError):
-            raise
-        _leave_stdout()
-        return ExitStatus.DONE
-    except Exception as error:
-        return _fail(_known(error))
-    return int(status or 0)
-
-
-def _file_settings(program: object, arguments: list[str] | None) -> dict[str, object]:
-    """The defaults that the settings file of the working folder gives; help comes also when that is damaged."""
-    if {"-h", "--help", "--version"} & set(sys.argv[1:] if arguments is None else arguments):
-        return {}
-    file = find_settings(Path())
-    return {} if file is None else default_map(file, program)
-
-
-def _known(error: Exception) -> SapError:
-    """A usage error that Typer found or a fault of the machine, in our words; anything else is raised on."""
-    if is_out_of_memory(error):
-        return DeviceError("there is not enough memory", "end what else uses it, or run on another machine or --device")
-    if isinstance(error, OSError):
-        what = "reading or writing failed" if error.filename is None else f"{error.filename} cannot be used"
-        return SapError(f"{what}: {error.strerror or error}", "check the file, its folder and its disk")
-    describe = getattr(error, "format_message", None)
-    if describe is None:
-        raise error
-    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
-    command = "sap" if context is None else context.command_path
-    message, hint = describe() or "no command was given", f"see `{command} --help`"
-    if context is not None and parameter is not None:
-        if parameter.name == "checkpoints":
-            # A single argument is taken for DATA, and what is missing seems to be CHECKPOINT.
-            message, hint = (
-                "Missing argument: CHECKPOINT and DATA are both needed",
-                f"{command} CHECKPOINT DATA; {hint}",
-            )
-        source = context.get_parameter_source(parameter.name)
-        if source is not None and source.name == "DEFAULT_MAP" and (file := find_settings(Path())) is not None:
-            hint = f"it is set in {file.name}; {hint}"
-    return UsageError(message, hint)
-
-
-def _fail(error: SapError) -> int:
-    from sapcli.console import print_error
-
-    if os.environ.get(_DEBUG):
-        traceback.print_exception(error)
-    print_error(error)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _leave_stdout()
-    return error.exit_status
-
-
-def _leave_stdout() -> None:
-    """Point stdout elsewhere, so that the interpreter's last flush does not fail loudly."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def start() -> int:
-    """Run the process' own command line and return its exit status."""
-    keep_freed_memory()
-    return run()
+    command(cache_dir)

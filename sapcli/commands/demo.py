@@ -20,15 +20,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sapcli.console import Terminal
-from sapcli.dataset import Dataset, Role, open_dataset
+from sapcli.activations.scoring import normalise
+from sapcli.checkpoints.saving import write_safetensors
+from sapcli.commands.line.console import Terminal
+from sapcli.datasets.dataset import Dataset, Role, open_dataset
+from sapcli.datasets.images import Images
 from sapcli.errors import DatasetError, SapError
-from sapcli.files import write_error
-from sapcli.images import Images
-from sapcli.preprocessing import Preprocessing
-from sapcli.progress import Progress
-from sapcli.saving import write_safetensors
-from sapcli.scoring import normalise
+from sapcli.machine.files import write_error
+from sapcli.machine.progress import Progress
+from sapcli.networks.preprocessing import Preprocessing
 
 CLASSES = tuple(str(digit) for digit in range(10))
 PREPROCESSING = Preprocessing(

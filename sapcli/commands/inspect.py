@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from sapcli.checkpoint import open_checkpoint
-from sapcli.estimate import Workload
-from sapcli.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
-from sapcli.inspection_report import render_inspection
-from sapcli.options import ModelOptions, RunOptions
-from sapcli.outputs import open_output
-from sapcli.pipeline import batchnorm_indices
-from sapcli.search import Evidence, usual_trials
-from sapcli.session import Session
+from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.commands.line.options import ModelOptions, RunOptions
+from sapcli.commands.line.outputs import open_output
+from sapcli.repair.alpha_search import Evidence, usual_trials
+from sapcli.repair.estimate import Workload
+from sapcli.repair.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
+from sapcli.repair.pipeline import batchnorm_indices
+from sapcli.repair.session import Session
+from sapcli.reports.inspection_report import render_inspection
 from sapcli.settings import Importance, PlanFormat, ProjectionSettings
 
 

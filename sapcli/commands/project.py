@@ -8,19 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sapcli import console, saving
-from sapcli.bases import Bases
-from sapcli.correction import Correction, check_patterns
+from sapcli.activations.bases import Bases
+from sapcli.checkpoints import saving
+from sapcli.commands.line import console
+from sapcli.commands.line.inputs import Inputs, TrustedSource, given_bases, introduce, name_unreadable
+from sapcli.commands.line.options import OutputOptions, SelectionOptions
+from sapcli.commands.line.outputs import STDIO, check_appendable, destination_checkpoint, one_stdin, report_forms
+from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
 from sapcli.errors import GateError, UsageError
-from sapcli.files import atomic_write
-from sapcli.inputs import Inputs, Trust, given_bases, introduce, name_unreadable
-from sapcli.options import OutputOptions, ProjectionOptions, RecordOptions, SelectionOptions
-from sapcli.outputs import STDIO, check_appendable, destination_checkpoint, one_stdin, report_forms
-from sapcli.pipeline import Repair, repair_metadata, run_repair
-from sapcli.search import KNEE, Evidence
-from sapcli.session import Samples, Session
+from sapcli.machine.files import atomic_write
+from sapcli.repair.alpha_search import KNEE, Evidence
+from sapcli.repair.correction import Correction
+from sapcli.repair.layer_plan import check_patterns
+from sapcli.repair.metadata import repair_metadata
+from sapcli.repair.pipeline import Repair, run_repair
+from sapcli.repair.session import Samples, Session
+from sapcli.reports.summaries import append_summary, repair_summary
 from sapcli.settings import ProjectionSettings, ReportForm
-from sapcli.summaries import append_summary, repair_summary
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def project(checkpoints: Sequence[str], inputs: Inputs, request: Request) -> Non
         )
     if len(checkpoints) > 1:
         _check_several(checkpoints, request)
-    trust = Trust(request.selection, request.trusted)
+    trust = TrustedSource(request.selection, request.trusted)
     terminal = inputs.terminal()
     for checkpoint in checkpoints:
         _project(replace(inputs, checkpoint=checkpoint), request, trust, terminal, several=len(checkpoints) > 1)
@@ -81,7 +85,9 @@ def _check_several(checkpoints: Sequence[str], request: Request) -> None:
         raise UsageError("two of the checkpoints have the same file name", "repair them one by one, or leave out -o")
 
 
-def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.Terminal, *, several: bool) -> None:
+def _project(
+    inputs: Inputs, request: Request, trust: TrustedSource, terminal: console.Terminal, *, several: bool
+) -> None:
     """Repair one checkpoint, or one of several."""
     settings, record = request.projection.to_settings(), request.record
     session = inputs.session(terminal, request.selection.validation)
@@ -101,7 +107,7 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if request.dry_run:
         # What only a plan needs is imported here: it takes a quarter of a second.
-        from sapcli.planning import print_plan
+        from sapcli.commands.inspect import print_plan
 
         selects, captures = request.trusted is None, request.projection.bases is None
         count = min(request.selection.count, len(session.training.paths))
@@ -118,7 +124,7 @@ def _project(inputs: Inputs, request: Request, trust: Trust, terminal: console.T
     for images in filter(None, (session.training_images, session.validation_images)):
         name_unreadable(terminal, images)
     rows = repair_rows(repair)
-    _say_repair(terminal, repair, rows, inputs.run.verbose)
+    _print_closing(terminal, repair, rows, inputs.run.verbose)
     append_summary(record.summary, repair_summary(checkpoint.source, rows))
     if report_files:
         _write_report(session, repair, correction, bases, samples, settings, report_files)
@@ -151,7 +157,7 @@ def _announcement(session: Session, request: Request, settings: ProjectionSettin
 
 
 def _artifacts(
-    session: Session, request: Request, settings: ProjectionSettings, trust: Trust
+    session: Session, request: Request, settings: ProjectionSettings, trust: TrustedSource
 ) -> tuple[Bases, Samples | None]:
     """The bases, given or made, and the trusted samples where they are needed."""
     bases = samples = None
@@ -176,8 +182,8 @@ def _write_report(
     files: Mapping[Path, ReportForm],
 ) -> None:
     """Write the report in every form that is asked for; what only a report needs is imported and measured here."""
-    from sapcli.pages import render_report
-    from sapcli.reporting import report_repair
+    from sapcli.reports.pages import render_report
+    from sapcli.reports.repair_report import report_repair
 
     command = shlex.join(["sap", *sys.argv[1:]])
     report = report_repair(session, repair, correction, bases, samples, settings, command)
@@ -215,7 +221,7 @@ def repair_rows(repair: Repair) -> list[tuple[str, str]]:
     return rows
 
 
-def _say_repair(terminal: console.Terminal, repair: Repair, rows: Sequence[tuple[str, str]], verbose: bool) -> None:
+def _print_closing(terminal: console.Terminal, repair: Repair, rows: Sequence[tuple[str, str]], verbose: bool) -> None:
     """The closing summary, and what is weak about the repair."""
     terminal.rows("repair", rows)
     if repair.changed and repair.gain is not None and repair.gain.points < 0:

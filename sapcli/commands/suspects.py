@@ -1,18 +1,17 @@
-"""The commands by which people look at a model's labels and at what a repair did."""
+"""`sap suspects`: the training samples whose labels a repaired model contradicts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapcli.dataset import Dataset
-from sapcli.evidence import guessing
-from sapcli.files import atomic_write
-from sapcli.inputs import Inputs, introduce, name_unreadable
-from sapcli.options import OutputOptions, SuspectsOptions
-from sapcli.outputs import check_writable, destination_file, open_output, report_forms
-from sapcli.settings import LabelForm, ReportForm
-from sapcli.suspects import (
+from sapcli.commands.line.inputs import Inputs, introduce, name_unreadable
+from sapcli.commands.line.options import OutputOptions
+from sapcli.commands.line.outputs import check_writable, destination_file, open_output
+from sapcli.commands.line.suspects_options import SuspectsOptions
+from sapcli.datasets.dataset import Dataset
+from sapcli.machine.files import atomic_write
+from sapcli.repair.suspects import (
     Detection,
     Suspect,
     corrected_labels,
@@ -23,6 +22,8 @@ from sapcli.suspects import (
     render_labels,
     render_suspects,
 )
+from sapcli.repair.weak_points import guessing
+from sapcli.settings import LabelForm
 
 
 def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) -> None:
@@ -52,7 +53,7 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     with open_output(destination) as handle:
         handle.write(render_suspects(found, options.format).encode("utf-8", "surrogateescape"))
     if options.html is not None:
-        from sapcli.pages import contact_sheet
+        from sapcli.reports.pages import contact_sheet
 
         page = contact_sheet(dataset.root, session.checkpoint.source, len(outcomes), found)
         with atomic_write(options.html) as handle:
@@ -63,19 +64,6 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
         terminal.note(f"corrected labels: {correction.path}")
     if truth is not None:
         terminal.rows("against the truth", _detection_rows(measure_detection(dataset, outcomes, found, truth)))
-
-
-def report(result: Path, form: ReportForm | None, output: OutputOptions) -> None:
-    """`sap report`."""
-    from sapcli.pages import render_report
-    from sapcli.repair_report import from_json
-
-    destination = destination_file(output, None)
-    if form is None and destination is not None:
-        (form,) = report_forms([destination], output.force, "-o").values()
-    content = render_report(from_json(result), form or ReportForm.MARKDOWN)
-    with open_output(destination) as handle:
-        handle.write(content)
 
 
 @dataclass(frozen=True)

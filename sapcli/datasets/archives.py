@@ -11,7 +11,7 @@ from lzma import LZMAError
 from pathlib import Path
 
 from sapcli.errors import DatasetError
-from sapcli.files import remove_at_end
+from sapcli.machine.files import remove_at_end
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 

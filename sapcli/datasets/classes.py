@@ -11,9 +11,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
+from sapcli.datasets.folders import holds_images
+from sapcli.datasets.label_files import LabelFile, read_class_map
 from sapcli.errors import DatasetError
-from sapcli.folders import holds_images
-from sapcli.label_files import LabelFile, read_class_map
 
 _SYNSET = re.compile(r"n\d{8}")
 _NAMES_SHOWN = 8

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from sapcli.dataset import Dataset
+from sapcli.datasets.dataset import Dataset
 
 Content = bytes
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from sapcli.archives import is_archive, unpacked_archive
-from sapcli.classes import ClassNames, FoundClasses, resolve_class_names, shown
-from sapcli.errors import DatasetError, UsageError
-from sapcli.folders import (
+from sapcli.datasets.archives import is_archive, unpacked_archive
+from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
+from sapcli.datasets.folders import (
     ImageFile,
     Split,
     open_split,
     split_folders,
     subfolders,
 )
-from sapcli.label_files import LabelFile, LabelRow, read_labels, read_path_list
+from sapcli.datasets.label_files import LabelFile, LabelRow, read_labels, read_path_list
+from sapcli.errors import DatasetError, UsageError
 
 _LABEL_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _LIST_SUFFIXES = (".txt", ".lst", ".list")

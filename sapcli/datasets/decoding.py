@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sapcli.datasets.folders import image_formats
 from sapcli.errors import UsageError
-from sapcli.folders import image_formats
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sapcli.preprocessing import Preprocessing
+    from sapcli.networks.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 

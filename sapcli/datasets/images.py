@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sapcli.decoding import Decoder, Pixels
+from sapcli.datasets.decoding import Decoder, Pixels
 from sapcli.errors import DatasetError
-from sapcli.workers import WorkerError, map_in_workers
+from sapcli.machine.workers import WorkerError, map_in_workers
 
 if TYPE_CHECKING:
-    from sapcli.dataset import Dataset
-    from sapcli.preprocessing import Preprocessing
+    from sapcli.datasets.dataset import Dataset
+    from sapcli.networks.preprocessing import Preprocessing
 
 _CHUNK = 32  # images per task of a worker: all workers share the work of one batch
 # Seconds that workers have to save before they are started: as much goes into copying this process' memory and into

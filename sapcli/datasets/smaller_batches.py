@@ -6,22 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from sapcli.errors import DeviceError
-from sapcli.progress import Progress
+from sapcli.machine.out_of_memory import is_out_of_memory
+from sapcli.machine.progress import Progress
 
 if TYPE_CHECKING:
-    from sapcli.images import Batch, Images
+    from sapcli.datasets.images import Batch, Images
 
 Result = TypeVar("Result")
-
-# What CUDA's allocator, MPS', the CPU's, and the libraries of CUDA say; only the first has an exception of its own.
-_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python's or PyTorch's says that memory ran out."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
-    )
 
 
 def smaller_batch(size: int, error: Exception, progress: Progress) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from sapcli.folders import image_formats
+from sapcli.datasets.folders import image_formats
 
 _SIDE = 96
 _JPEG_QUALITY = 80

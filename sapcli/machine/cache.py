@@ -20,8 +20,8 @@ from typing import TypeVar
 import platformdirs
 
 from sapcli.errors import SapError
-from sapcli.files import atomic_write
-from sapcli.progress import Progress
+from sapcli.machine.files import atomic_write
+from sapcli.machine.progress import Progress
 
 Content = TypeVar("Content")
 

@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from sapcli.errors import ExitStatus
-from sapcli.files import remove_unfinished
+from sapcli.machine.files import remove_unfinished
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -1,12 +1,21 @@
-"""Text in Markdown."""
+"""Text from files and users, made harmless for where it is shown: a terminal's line, a cell in Markdown."""
 
 from __future__ import annotations
 
 import re
 
-from sapcli.console import printable
+
+def printable(text: str) -> str:
+    """`text` in one line, with control characters and undecodable bytes shown as escapes."""
+    shown = []
+    for character in " ".join(text.splitlines()):
+        if character.isprintable():
+            shown.append(character)
+        else:
+            shown.append(character.encode("unicode_escape", "surrogatepass").decode())
+    return "".join(shown)
 
 
-def cell(text: object) -> str:
-    """Text for a cell of a table: in one line, its markup shown and not obeyed."""
+def markdown_cell(text: object) -> str:
+    """Text for a cell of a Markdown table: in one line, its markup shown and not obeyed."""
     return re.sub(r"([\\`*_{}\[\]<>|#&~$])", r"\\\1", printable(str(text)))

@@ -6,32 +6,21 @@ or by the tensors' own names and shapes. Whatever named it, the tensors decide: 
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from sapcli.checkpoint import Checkpoint, Form
-from sapcli.description import Description, describe, metadata_of
-from sapcli.errors import ArchitectureError, UsageError
-from sapcli.factories import Factory, find_factory, in_one_line, runs_own_code
-from sapcli.fitting import built_input_size, fitting_plan, is_built_for_a_size, published_settings
-from sapcli.loading import Outline, fill, match_entries
-from sapcli.preprocessing import Preprocessing, PreprocessingOverrides, Settings, resolve_preprocessing
-from sapcli.recognition import name_of_only_match
-
-__all__ = [
-    "Architecture",
-    "LoadedModel",
-    "Preprocessing",
-    "PreprocessingOverrides",
-    "load_model",
-    "parse_arguments",
-    "resolve_architecture",
-]
-
+from sapcli.checkpoints.checkpoint import Checkpoint, Form
+from sapcli.errors import ArchitectureError
+from sapcli.networks.description import Description, describe, metadata_of
+from sapcli.networks.factories import Factory, find_factory, in_one_line, runs_own_code
+from sapcli.networks.fitting import built_input_size, fitting_plan, is_built_for_a_size, published_settings
+from sapcli.networks.loading import Outline, fill, match_entries
+from sapcli.networks.preprocessing import Preprocessing, Settings, resolve_preprocessing
+from sapcli.networks.recognition import name_of_only_match
+from sapcli.settings import PreprocessingOverrides
 
 _NO_OVERRIDES = PreprocessingOverrides()
 
@@ -146,28 +135,6 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, device: torch
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
     return LoadedModel(network.to(device), match.entry_names, match.extra_entries)
-
-
-def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
-    """The factory's arguments from `key=value` texts; a value that is no Python literal is a string.
-
-    `true`, `false` and `null` are understood as in JSON.
-
-    Raises:
-        UsageError: If a text has no `=`, or no name before it, or a name comes twice.
-    """
-    words: dict[str, object] = {"true": True, "false": False, "null": None}
-    arguments: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.isidentifier() or key in arguments:
-            problem = "comes twice" if key in arguments else "is not of the form key=value"
-            raise UsageError(f"--arch-arg {pair!r} {problem}", "Write it like --arch-arg img_size=256, each name once.")
-        try:
-            arguments[key] = words[text] if text in words else ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            arguments[key] = text
-    return arguments
 
 
 def _label_names(checkpoint: Checkpoint, description: Description, num_classes: int) -> tuple[str, ...] | None:

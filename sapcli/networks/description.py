@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from sapcli.errors import ArchitectureError
-from sapcli.factories import runs_own_code
+from sapcli.networks.factories import runs_own_code
 
 if TYPE_CHECKING:
-    from sapcli.checkpoint import Checkpoint
+    from sapcli.checkpoints.checkpoint import Checkpoint
 
 _METADATA_PREFIX = "sap."
 

@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING
 
-from sapcli.class_count import PROBED_COUNTS, at_count, class_dimensions, count_classes
 from sapcli.errors import ArchitectureError
-from sapcli.loading import Match, Outline, match_entries
-from sapcli.preprocessing import Settings
+from sapcli.networks.class_count import PROBED_COUNTS, at_count, class_dimensions, count_classes
+from sapcli.networks.loading import Match, Outline, match_entries
+from sapcli.networks.preprocessing import Settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sapcli.checkpoint import Checkpoint
-    from sapcli.factories import Factory
+    from sapcli.checkpoints.checkpoint import Checkpoint
+    from sapcli.networks.factories import Factory
 
 # What factories call the side of the images that position tables are made for.
 _SIZE_OPTIONS = ("img_size", "image_size")

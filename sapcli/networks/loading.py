@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sapcli.checkpoint import TRAINING_STATE, candidate_prefixes, refuse_quantised
+from sapcli.checkpoints.checkpoint import TRAINING_STATE, candidate_prefixes, refuse_quantised
 from sapcli.errors import ArchitectureError, NumericsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sapcli.checkpoint import Checkpoint
+    from sapcli.checkpoints.checkpoint import Checkpoint
 
 _NAMED_AT_MOST = 4
 
@@ -26,13 +26,13 @@ class Outline:
 
     Attributes:
         shapes: The shape of every tensor of its state dict, by name.
-        twins: For every name, all names of the same tensor (tied weights), itself included.
+        tied_names: For every name, all names of the same tensor (tied weights), itself included.
         optional: Names that a checkpoint may lack: BatchNorm's batch counters, which old files do not have.
         derived: Buffers that the network computes itself, and that files of older versions contain nevertheless.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    twins: Mapping[str, tuple[str, ...]]
+    tied_names: Mapping[str, tuple[str, ...]]
     optional: frozenset[str]
     derived: frozenset[str]
 
@@ -45,7 +45,7 @@ class Outline:
             groups.setdefault(id(tensor), []).append(name)
         return cls(
             shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-            twins={name: tuple(groups[id(tensor)]) for name, tensor in tensors.items()},
+            tied_names={name: tuple(groups[id(tensor)]) for name, tensor in tensors.items()},
             optional=frozenset(name for name in tensors if name.rpartition(".")[2] == "num_batches_tracked"),
             derived=frozenset(name for name, _ in network.named_buffers(remove_duplicate=False) if name not in tensors),
         )
@@ -165,9 +165,9 @@ def _match_under(prefix: str, checkpoint: Checkpoint, outline: Outline) -> Match
     entries, names = checkpoint.entries, checkpoint.unwrapped_names
     entry_names: dict[str, str] = {}
     missing = []
-    for name, twins in outline.twins.items():
+    for name, tied_names in outline.tied_names.items():
         stand_in = checkpoint.metadata.get(prefix + name, prefix + name)
-        candidates = [prefix + name, stand_in, *(prefix + twin for twin in twins)]
+        candidates = [prefix + name, stand_in, *(prefix + tied for tied in tied_names)]
         found = next((candidate for candidate in candidates if candidate in names), None)
         if found is not None:
             entry_names[name] = names[found]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from sapcli.errors import ArchitectureError, SapError, UsageError
+from sapcli.settings import PreprocessingOverrides
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _CROP_MODES = ("center", "squash", "border")
@@ -47,25 +48,6 @@ class Preprocessing:
         mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
         return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}"
-
-
-@dataclass(frozen=True)
-class PreprocessingOverrides:
-    """How images are prepared, as the user says; what is None is as the checkpoint says.
-
-    Attributes:
-        input_size: Channels, height and width.
-        mean: Of each channel, subtracted from pixels in [0, 1].
-        std: Of each channel, divided by.
-        interpolation: The filter that resizes, by timm's name.
-        crop_pct: The crop's side over that of the resized image.
-    """
-
-    input_size: tuple[int, int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    interpolation: str | None = None
-    crop_pct: float | None = None
 
 
 @dataclass(frozen=True)

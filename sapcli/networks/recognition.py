@@ -17,15 +17,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sapcli.checkpoint import TRAINING_STATE, candidate_prefixes
-from sapcli.class_count import ClassDimension, Shapes, count_classes
+from sapcli.checkpoints.checkpoint import TRAINING_STATE, candidate_prefixes
 from sapcli.errors import ArchitectureError
-from sapcli.preprocessing import Preprocessing
+from sapcli.networks.class_count import ClassDimension, Shapes, count_classes
+from sapcli.networks.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sapcli.checkpoint import Checkpoint
+    from sapcli.checkpoints.checkpoint import Checkpoint
 
 INDEX_NAME = "architectures.json.xz"
 
@@ -175,7 +175,7 @@ def write_index(architectures: Iterable[KnownArchitecture], path: Path) -> None:
 @functools.cache
 def known_architectures() -> tuple[KnownArchitecture, ...]:
     """The index that comes with the package."""
-    file = importlib.resources.files("sapcli") / "data" / INDEX_NAME
+    file = importlib.resources.files("sapcli.networks") / "data" / INDEX_NAME
     content = json.loads(lzma.decompress(file.read_bytes()))
     classifiers = [tuple(ClassDimension(*item) for item in items) for items in content["classifiers"]]
     preprocessings = [

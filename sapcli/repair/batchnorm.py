@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701 - the one name for all of them
 
-from sapcli.images import Images
-from sapcli.memory import smaller_batch
-from sapcli.progress import Progress
-from sapcli.scoring import Classifier
+from sapcli.activations.scoring import Classifier
+from sapcli.datasets.images import Images
+from sapcli.datasets.smaller_batches import smaller_batch
+from sapcli.machine.progress import Progress
 
 BATCHNORM_IMAGES = 2000
 """So many images are enough for the statistics of every layer: on noisy CIFAR-10, 5,000 give the same accuracy."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sapcli.bases import Bases
-from sapcli.calibration import batchnorm_layers
-from sapcli.checkpoint import Checkpoint
-from sapcli.device import full_precision
-from sapcli.errors import NumericsError, UsageError
-from sapcli.heap import give_back_freed_memory
-from sapcli.moments import Basis
-from sapcli.projection import coordinates, project
-from sapcli.rows import WeightView
-from sapcli.scoring import Classifier
+from sapcli.activations.bases import Bases
+from sapcli.activations.moments import Basis
+from sapcli.activations.rows import WeightView
+from sapcli.activations.scoring import Classifier
+from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.errors import NumericsError
+from sapcli.machine.device import full_precision
+from sapcli.machine.heap import give_back_freed_memory
+from sapcli.repair.batchnorm import batchnorm_layers
+from sapcli.repair.layer_plan import LayerPlan
+from sapcli.repair.projection import coordinates, project
 from sapcli.settings import ForgetMode, Importance
 
 _NORM_ELEMENTS = 1 << 20
@@ -30,100 +29,6 @@ _KEPT_BYTES = 1 << 26
 # Each weight that is made can leave a gap of its own size in a heap that keeps freed memory, where a small object came
 # to lie behind what it was made with. After so many bytes of weights the gaps are given back.
 _GAPS_BYTES = 1 << 24
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """Which weights are projected, and why the others are not.
-
-    Attributes:
-        projected: Names of weights, in the order of execution.
-        skipped: Names of weights of two or more dimensions, with the reason.
-    """
-
-    projected: tuple[str, ...]
-    skipped: Mapping[str, str]
-
-
-def plan_layers(
-    weights: Mapping[str, int],
-    skipped: Mapping[str, str],
-    num_classes: int,
-    *,
-    layers: Sequence[str] = (),
-    skip_layers: Sequence[str] = (),
-    keep_classifier: bool = False,
-) -> LayerPlan:
-    """Choose the weights to project.
-
-    Args:
-        weights: The weights that can be, in the order of execution, each with its number of outputs.
-        skipped: Those that cannot be, with the reason.
-        num_classes: The network's number of outputs, by which its classifier is recognised.
-        layers: Patterns (`layer4`, `*.qkv.weight`); where there are any, only weights that one of them matches.
-        skip_layers: Patterns of weights to leave as they are.
-        keep_classifier: Whether the last layer stays as it is.
-
-    Raises:
-        UsageError: No weight can be projected, a pattern matches none, or `layers` only such as cannot be projected, or
-            nothing is left.
-    """
-    if not weights:
-        raise UsageError("no weight of the network can be projected", "see `sap inspect` for the reasons")
-    names = [*weights, *skipped]
-    check_patterns(names, layers, skip_layers)
-    for pattern in layers:
-        matching = [name for name in names if matches(name, pattern)]
-        if not weights.keys() & matching:
-            raise UsageError(
-                f"--layers {pattern}: {matching[0]} cannot be projected, it is {skipped[matching[0]]}",
-                "leave the pattern out",
-            )
-    reasons = dict(skipped)
-    classifier = set(_classifier(weights, num_classes)) if keep_classifier else set()
-    for name in weights:
-        if name in classifier:
-            reasons[name] = "--keep-classifier"
-        elif any(matches(name, pattern) for pattern in skip_layers):
-            reasons[name] = "--skip-layers"
-        elif layers and not any(matches(name, pattern) for pattern in layers):
-            reasons[name] = "not in --layers"
-    projected = tuple(name for name in weights if name not in reasons)
-    if not projected:
-        raise UsageError(
-            "no weight is left to project", "widen --layers, or leave out --skip-layers or --keep-classifier"
-        )
-    return LayerPlan(projected, reasons)
-
-
-def check_patterns(names: Sequence[str], layers: Sequence[str], skip_layers: Sequence[str]) -> None:
-    """Make sure that every pattern means some weight, which can be done before anything has run.
-
-    Raises:
-        UsageError: A pattern matches none of the names.
-    """
-    for option, patterns in (("--layers", layers), ("--skip-layers", skip_layers)):
-        for pattern in patterns:
-            if not any(matches(name, pattern) for name in names):
-                raise UsageError(
-                    f"{option} {pattern} matches no weight", f"names are like {names[0]}; see `sap inspect`"
-                )
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a shell pattern matches a weight's name or that of a module around it."""
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
-
-
-def _classifier(weights: Mapping[str, int], num_classes: int) -> list[str]:
-    """The last weights of the execution that have one output a class: one, or one of each of several heads."""
-    found: list[str] = []
-    for name, outputs in reversed(list(weights.items())):
-        if outputs != num_classes:
-            break
-        found.append(name)
-    return found or [*weights][-1:]
 
 
 class Correction:

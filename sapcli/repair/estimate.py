@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
+from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 from torch.utils.flop_counter import FlopCounterMode
 
-from sapcli.calibration import FEW_BATCHNORM_IMAGES
-from sapcli.device import float64_device, usual_batch_size
-from sapcli.moments import is_decomposed_in_float32, sampled_share
-from sapcli.rows import WeightView
-from sapcli.scoring import Classifier
-from sapcli.search import FIRST_LOOK
+from sapcli.activations.moments import is_decomposed_in_float32, sampled_share
+from sapcli.activations.rows import WeightView
+from sapcli.activations.scoring import Classifier
+from sapcli.machine.device import float64_device, usual_batch_size
+from sapcli.repair.alpha_search import FIRST_LOOK
+from sapcli.repair.batchnorm import FEW_BATCHNORM_IMAGES
 
 # A symmetric eigendecomposition with vectors takes about 9 d^3 operations (Golub and Van Loan, section 8.3).
 _EIGH_OPERATIONS = 9

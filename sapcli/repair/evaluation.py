@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapcli.scoring import Outcomes
+from sapcli.activations.scoring import Outcomes
 
 # Two-sided 95% quantile of the normal distribution.
 _Z95 = 1.959963984540054

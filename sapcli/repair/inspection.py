@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sapcli.architecture import Architecture, load_model, resolve_architecture
-from sapcli.bases import SecondMoments
-from sapcli.calibration import BATCHNORM_IMAGES, batchnorm_layers
-from sapcli.checkpoint import TRAINING_STATE, Checkpoint
-from sapcli.correction import LayerPlan, plan_layers
-from sapcli.device import full_precision
+from sapcli.activations.bases import SecondMoments
+from sapcli.activations.rows import WeightView
+from sapcli.activations.scoring import Classifier
+from sapcli.checkpoints.checkpoint import TRAINING_STATE, Checkpoint
 from sapcli.errors import ArchitectureError
-from sapcli.estimate import Estimate, Workload, estimate
-from sapcli.recognition import Candidate, recognise
-from sapcli.rows import WeightView
-from sapcli.scoring import Classifier
-from sapcli.search import Evidence, usual_trials
+from sapcli.machine.device import full_precision
+from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
+from sapcli.networks.recognition import Candidate, recognise
+from sapcli.repair.alpha_search import Evidence, usual_trials
+from sapcli.repair.batchnorm import BATCHNORM_IMAGES, batchnorm_layers
+from sapcli.repair.estimate import Estimate, Workload, estimate
+from sapcli.repair.layer_plan import LayerPlan, plan_layers
 from sapcli.settings import ModelSource, ProjectionSettings
 
 # One image could hide a dimension that only a batch has.

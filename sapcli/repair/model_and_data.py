@@ -11,24 +11,19 @@ from pathlib import Path
 
 import torch
 
-from sapcli import device
-from sapcli.architecture import (
-    Architecture,
-    Preprocessing,
-    PreprocessingOverrides,
-    load_model,
-    resolve_architecture,
-)
-from sapcli.cache import Cache
-from sapcli.checkpoint import Checkpoint
-from sapcli.dataset import Dataset, Role, open_dataset
-from sapcli.description import describes_itself
+from sapcli.activations.scoring import Classifier, Outcomes, score
+from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.datasets.dataset import Dataset, Role, open_dataset
+from sapcli.datasets.folders import split_folders
+from sapcli.datasets.images import Images
 from sapcli.errors import ArchitectureError, DatasetError
-from sapcli.folders import split_folders
-from sapcli.images import Images
-from sapcli.progress import Progress
-from sapcli.scoring import Classifier, Outcomes, score
-from sapcli.settings import DataSource, ModelSource, RunSettings
+from sapcli.machine import device
+from sapcli.machine.cache import Cache
+from sapcli.machine.progress import Progress
+from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
+from sapcli.networks.description import describes_itself
+from sapcli.networks.preprocessing import Preprocessing
+from sapcli.settings import DataSource, ModelSource, PreprocessingOverrides, RunSettings
 
 
 @dataclass

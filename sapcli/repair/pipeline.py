@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from sapcli import __version__
-from sapcli.architecture import Architecture
-from sapcli.bases import Bases
-from sapcli.calibration import BATCHNORM_BATCH, BATCHNORM_IMAGES, FEW_BATCHNORM_IMAGES, batchnorm_layers, reestimate
-from sapcli.contents import find_contents, from_text, to_text
-from sapcli.correction import Correction, LayerPlan
+from sapcli.activations.bases import Bases
+from sapcli.activations.scoring import Outcomes
+from sapcli.datasets.contents import find_contents, from_text
 from sapcli.errors import UsageError
-from sapcli.evaluation import Gain, Metrics, measure, paired_gain
-from sapcli.evidence import guessing, weak_points
-from sapcli.saving import written_digest
-from sapcli.scoring import Outcomes
-from sapcli.search import (
-    FIRST_LOOK,
-    WORTH_A_FIRST_LOOK,
+from sapcli.repair.alpha_search import (
     Choice,
     Evidence,
-    FirstLooks,
-    best_on_validation,
-    knee,
 )
-from sapcli.session import Samples, Session
+from sapcli.repair.batchnorm import (
+    BATCHNORM_BATCH,
+    BATCHNORM_IMAGES,
+    batchnorm_layers,
+    reestimate,
+)
+from sapcli.repair.correction import Correction
+from sapcli.repair.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repair.layer_plan import LayerPlan
+from sapcli.repair.session import Samples, Session
+from sapcli.repair.shuffling import shuffled
+from sapcli.repair.trials import Trials
+from sapcli.repair.weak_points import guessing, weak_points
 from sapcli.settings import (
     BatchNorm,
     Importance,
     ProjectionSettings,
 )
-
-TRUSTED_IMAGES = "sap.trusted_images"
-"""The metadata's key for the contents of all images that a checkpoint was repaired with, by this or earlier repairs."""
 
 
 @dataclass(frozen=True)
@@ -110,52 +102,21 @@ def _repair(
 ) -> tuple[Repair, Correction]:
     plan = session.plan(bases, settings)
     correction = _correction(session, settings, bases, plan, forget)
-    judges = _judges(session, bases)
-    validation = session.validation_images if judges else None
-    before = None if validation is None else session.validation_outcomes(validation, judges)
-    outcomes: dict[float, Outcomes] = {}
-    tried: set[float] = set()
-
-    def count(alpha: float) -> None:
-        if alpha not in tried and settings.alpha is None:
-            advance(1)
-        tried.add(alpha)
-
-    def accuracy(alpha: float) -> float:
-        assert validation is not None
-        count(alpha)
-        correction.apply(alpha)
-        outcomes[alpha] = session.score(validation, f"validating alpha {alpha:g}", judges, exact=False)
-        return outcomes[alpha].accuracy
-
-    def right(alpha: float, begin: int, end: int) -> npt.NDArray[np.bool_]:
-        assert validation is not None
-        count(alpha)
-        if begin == 0:
-            correction.apply(alpha, FEW_BATCHNORM_IMAGES)
-        stage = f"looking at alpha {alpha:g}"
-        found: npt.NDArray[np.bool_] = session.score(
-            validation, stage, some_judges[begin:end], exact=False
-        ).correct.numpy()
-        return found
-
-    energies = settings.importance is Importance.GPM
+    indices = _validation_indices(session, bases)
+    images = session.validation_images if indices else None
+    before = None if images is None else session.validation_outcomes(images, indices)
+    # A single alpha that is given is not counted: the stage's name tells it.
+    count = advance if settings.alpha is None else lambda _done: None
+    trials = Trials(session, correction, settings.importance is Importance.GPM, count)
+    on_validation = None if images is None else trials.on_validation(images, indices)
     if settings.alpha is not None:
         choice = Choice(settings.alpha, Evidence.FIXED, ())
-        if validation is not None:
-            accuracy(settings.alpha)
-    elif before is not None and len(before):
-        some_judges = _shuffled(judges, session.settings.seed)[:FIRST_LOOK]
-        choice = best_on_validation(
-            accuracy,
-            before.accuracy,
-            energies,
-            len(before),
-            FirstLooks(right) if len(judges) >= WORTH_A_FIRST_LOOK else None,
-        )
-        choice = replace(choice, samples=len(before))
+        if on_validation is not None:
+            on_validation.accuracy(settings.alpha)
+    elif on_validation is not None and before is not None and len(before):
+        choice = on_validation.best(before)
     elif trusted is not None:
-        choice = _knee(session, correction, trusted, energies, count)
+        choice = trials.knee(trusted)
     else:
         raise UsageError(
             "--alpha auto needs validation images or trusted samples to choose on",
@@ -167,7 +128,9 @@ def _repair(
     else:
         correction.apply(choice.alpha)
         removed = correction.removed(choice.alpha)
-    after = before if choice.alpha is None else outcomes.get(choice.alpha)
+    after = before
+    if choice.alpha is not None:
+        after = None if on_validation is None else on_validation.outcomes.get(choice.alpha)
     classes = session.training.classes
     gain = None if before is None or after is None else paired_gain(before, after)
     repair = Repair(
@@ -190,7 +153,7 @@ def _repair(
     return repair, correction
 
 
-def _judges(session: Session, bases: Bases) -> Sequence[int]:
+def _validation_indices(session: Session, bases: Bases) -> Sequence[int]:
     """The validation images that are not, by their content, among the samples that the bases were made of."""
     if session.validation is None:
         return ()
@@ -237,77 +200,4 @@ def batchnorm_indices(session: Session, settings: ProjectionSettings) -> list[in
     """
     if settings.batchnorm is BatchNorm.KEEP or not batchnorm_layers(session.classifier.module):
         return []
-    return _shuffled(range(len(session.training.paths)), session.settings.seed)[:BATCHNORM_IMAGES]
-
-
-def _shuffled(indices: Sequence[int], seed: int) -> list[int]:
-    """The indices in a random order."""
-    generator = torch.Generator().manual_seed(seed)
-    return [indices[position] for position in torch.randperm(len(indices), generator=generator).tolist()]
-
-
-def _knee(
-    session: Session, correction: Correction, trusted: Samples, energies: bool, count: Callable[[float], None]
-) -> Choice:
-    before = session.score(trusted.images, "scoring the trusted samples", trusted.indices, exact=False)
-    right = before.indices[before.correct].tolist()
-    if not right:
-        return Choice(None, Evidence.KNEE, ())
-
-    def kept_right(alpha: float) -> float:
-        count(alpha)
-        correction.apply(alpha)
-        return session.score(trusted.images, f"trying alpha {alpha:g}", right, exact=False).accuracy
-
-    return replace(knee(kept_right, energies), samples=len(right))
-
-
-def repair_metadata(
-    session: Session,
-    repair: Repair,
-    correction: Correction,
-    settings: ProjectionSettings,
-    bases: Bases,
-    forget: Bases | None = None,
-) -> dict[str, str]:
-    """The corrected checkpoint's metadata: the input's own, and how it came to be under `sap.*` keys."""
-    choice = repair.choice
-    trusted_images = from_text(bases.facts.contents)
-    changed = correction.changed_entries() if repair.changed else {}
-    projected = {entry: name for entry, name in changed.items() if name in {*repair.plan.projected, *bases.gains}}
-    replacements = {} if choice.alpha is None else correction.replacements(choice.alpha)
-    described = {
-        "sap.version": __version__,
-        "sap.torch": torch.__version__,
-        "sap.precision": str(session.fast_dtype or torch.float32).removeprefix("torch."),
-        "sap.input": session.checkpoint.digest,
-        "sap.output": written_digest(session.checkpoint, replacements),
-        "sap.repaired": "true" if repair.changed else "false",
-        "sap.alpha": "" if choice.alpha is None else f"{choice.alpha:.12g}",
-        "sap.evidence": choice.evidence.value,
-        "sap.importance": settings.importance.value,
-        "sap.trusted": bases.samples,
-        TRUSTED_IMAGES: to_text(from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, "")) | trusted_images),
-        "sap.projected": json.dumps(projected),
-        "sap.batchnorm": json.dumps(sorted(changed.keys() - projected.keys())),
-        "sap.batchnorm_images": str(repair.batchnorm_images),
-        "sap.validation_images": str(repair.validation),
-    }
-    if repair.gain is not None:
-        gain = repair.gain
-        described["sap.gain"] = json.dumps({"points": gain.points, "interval": [gain.low, gain.high]})
-    if forget is not None:
-        described |= {"sap.forget": forget.samples, "sap.forget_mode": settings.forget_mode.value}
-    kept = {key: text for key, text in session.checkpoint.metadata.items() if not key.startswith("sap.")}
-    return kept | _with_class_names(session).to_metadata() | described
-
-
-def _with_class_names(session: Session) -> Architecture:
-    """The architecture with the classes' names as they were matched with the data, for whatever comes after.
-
-    Numbers in their own order tell nothing.
-    """
-    names = session.training.classes
-    if session.architecture.label_names is not None or names == tuple(map(str, range(len(names)))):
-        return session.architecture
-    return replace(session.architecture, label_names=names)
+    return shuffled(range(len(session.training.paths)), session.settings.seed)[:BATCHNORM_IMAGES]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sapcli.moments import Basis
+from sapcli.activations.moments import Basis
 from sapcli.settings import ForgetMode, Importance
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sapcli.dataset import Dataset
+from sapcli.activations.scoring import Classifier
+from sapcli.datasets.dataset import Dataset
+from sapcli.datasets.images import Batch, Images
+from sapcli.datasets.smaller_batches import in_portions
 from sapcli.errors import DatasetError
-from sapcli.images import Batch, Images
-from sapcli.memory import in_portions
-from sapcli.progress import Progress
-from sapcli.scoring import Classifier
+from sapcli.machine.progress import Progress
 
 # The finite difference of the published procedure: its step, and the number of random directions.
 _CURVATURE_STEP = 1e-3

@@ -12,18 +12,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from sapcli.bases import Bases, collect_bases, read_bases, write_bases
-from sapcli.cache import Content
-from sapcli.contents import contents_of, find_contents
-from sapcli.correction import LayerPlan, plan_layers
-from sapcli.dataset import Role
+from sapcli.activations.bases import Bases, collect_bases, read_bases, write_bases
+from sapcli.activations.scoring import Outcomes
+from sapcli.checkpoints.saving import write_safetensors
+from sapcli.datasets.contents import contents_of, find_contents
+from sapcli.datasets.dataset import Role
+from sapcli.datasets.images import Images
 from sapcli.errors import CheckpointError
-from sapcli.files import atomic_write
-from sapcli.images import Images
-from sapcli.model_and_data import ModelAndData
-from sapcli.saving import write_safetensors
-from sapcli.scoring import Outcomes
-from sapcli.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
+from sapcli.machine.cache import Content
+from sapcli.machine.files import atomic_write
+from sapcli.repair.layer_plan import LayerPlan, plan_layers
+from sapcli.repair.model_and_data import ModelAndData
+from sapcli.repair.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
 from sapcli.settings import ProjectionSettings, SelectionSettings, Strategy
 
 
@@ -39,7 +39,7 @@ class Samples:
 class Session(ModelAndData):
     """A checkpoint and a data folder with the stages of a repair as methods; what was made once is kept."""
 
-    def _made_from(self, fingerprint: str) -> dict[str, object]:
+    def _cache_key(self, fingerprint: str) -> dict[str, object]:
         """What every cached artifact depends on: the weights, how images are fed to them, and the images."""
         settings = self.settings
         return {
@@ -95,7 +95,7 @@ class Session(ModelAndData):
         return self._outcomes(images, indices, "validation", "validating the unchanged model")
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
-        parts = self._made_from(images.dataset.fingerprint) | {
+        parts = self._cache_key(images.dataset.fingerprint) | {
             "dtype": str(self.fast_dtype),
             "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
         }
@@ -116,8 +116,8 @@ class Session(ModelAndData):
                 f"{settings.count:,} trusted samples are more than half of the {len(self.training.paths):,} training"
                 " images, wrong labels among them: a smaller -n leaves the doubtful ones out"
             )
-        excluded = self._validation_twins()
-        parts = self._made_from(self.training.fingerprint) | {
+        excluded = self._shared_with_validation()
+        parts = self._cache_key(self.training.fingerprint) | {
             "count": settings.count,
             "strategy": settings.strategy,
             "seed": self.settings.seed if settings.strategy is not Strategy.LOSS else 0,
@@ -169,17 +169,17 @@ class Session(ModelAndData):
         shared = set(find_contents(self.validation, contents.values()).values())
         return frozenset(index for index, content in contents.items() if content in shared)
 
-    def _validation_twins(self) -> frozenset[int]:
+    def _shared_with_validation(self) -> frozenset[int]:
         """Training images that are validation images too: the same files, whatever their names."""
         validation = self.validation
         if validation is None:
             return frozenset()
         files = {_identity(f"{validation.root}/{path}") for path in validation.paths} - {None}
         root = self.training.root
-        twins = {index for index, path in enumerate(self.training.paths) if _identity(f"{root}/{path}") in files}
-        if twins:
-            self.progress.note(f"{len(twins)} training images are validation images too and are not trusted")
-        return frozenset(twins)
+        shared = {index for index, path in enumerate(self.training.paths) if _identity(f"{root}/{path}") in files}
+        if shared:
+            self.progress.note(f"{len(shared)} training images are validation images too and are not trusted")
+        return frozenset(shared)
 
     def trusted_samples(self, trusted: TrustedSet) -> Samples:
         """The images of a trusted set, or a forget set, of the training data."""
@@ -193,7 +193,7 @@ class Session(ModelAndData):
 
     def bases(self, samples: Samples) -> Bases:
         """The bases of all weights from the samples' activations, cached."""
-        parts = self._made_from(samples.images.dataset.fingerprint) | {
+        parts = self._cache_key(samples.images.dataset.fingerprint) | {
             "samples": samples.digest,
             "all_rows": self.settings.all_rows,
         }

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sapcli.dataset import Dataset
+from sapcli.activations.scoring import Outcomes
+from sapcli.datasets.dataset import Dataset
+from sapcli.datasets.label_files import read_labels
 from sapcli.errors import DatasetError
-from sapcli.files import write_error
-from sapcli.label_files import read_labels
-from sapcli.scoring import Outcomes
+from sapcli.machine.files import write_error
 from sapcli.settings import SuspectsFormat
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sapcli.bases import SampleFacts
-from sapcli.evaluation import Gain
-from sapcli.search import Choice, Evidence
+from sapcli.activations.bases import SampleFacts
+from sapcli.repair.alpha_search import Choice, Evidence
+from sapcli.repair.evaluation import Gain
 
 _FEW_VALIDATION_IMAGES = 200
 _FEW_TRUSTED_PER_CLASS = 30

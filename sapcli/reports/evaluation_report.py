@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sapcli.console import printable
-from sapcli.evaluation import Gain, Metrics
+from sapcli.machine.text import printable
+from sapcli.repair.evaluation import Gain, Metrics
 from sapcli.settings import OutputFormat
 
 

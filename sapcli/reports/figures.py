@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sapcli.console import printable
-from sapcli.repair_report import ClassChange, Confusion, LossHistogram, Search
-from sapcli.search import Evidence
+from sapcli.machine.text import printable
+from sapcli.repair.alpha_search import Evidence
+from sapcli.reports.schema import ClassChange, Confusion, LossHistogram, Search
 
 # Matplotlib knows no CSS: it draws with these colours, and the page's variables take their place.
 _INK, _SOFT, _LINE, _CARD = "#010101", "#020202", "#030303", "#040404"

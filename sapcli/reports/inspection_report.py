@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sapcli.console import printable
-from sapcli.estimate import Estimate
-from sapcli.inspection import Inspection, PlannedWeight
-from sapcli.safetensors_file import DTYPE_NAMES
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES
+from sapcli.machine.text import printable
+from sapcli.repair.estimate import Estimate
+from sapcli.repair.inspection import Inspection, PlannedWeight
 from sapcli.settings import PlanFormat
 
 _LABELS_SHOWN = 5

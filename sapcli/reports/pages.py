@@ -10,11 +10,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from sapcli.markdown import cell
-from sapcli.repair_report import ClassChange, Picture, RepairReport, to_json
+from sapcli.datasets.thumbnails import thumbnail
+from sapcli.machine.text import markdown_cell
+from sapcli.repair.suspects import Suspect
+from sapcli.reports.schema import ClassChange, Picture, RepairReport, to_json
 from sapcli.settings import ReportForm
-from sapcli.suspects import Suspect
-from sapcli.thumbnails import thumbnail
 
 _IMAGE_ADDRESS = re.compile(r"data:image/(jpeg|png);base64,[A-Za-z0-9+/]+=*")
 
@@ -39,7 +39,7 @@ def render_report(report: RepairReport, form: ReportForm) -> bytes:
 
 def render_html(report: RepairReport) -> str:
     """The report as one page that needs nothing else."""
-    from sapcli import figures
+    from sapcli.reports import figures
 
     drawings: dict[str, str] = {"losses": figures.loss_figure(report.losses)}
     if report.search.attempts:
@@ -88,13 +88,18 @@ def contact_sheet(root: Path, model: str, samples: int, suspects: Sequence[Suspe
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("sapcli"),
+        loader=PackageLoader("sapcli.reports"),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"points": _points, "sparkline": _sparkline, "cell": cell, "image_address": _image_address}
+    environment.filters |= {
+        "points": _points,
+        "sparkline": _sparkline,
+        "cell": markdown_cell,
+        "image_address": _image_address,
+    }
     return environment
 
 

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from sapcli import __version__
-from sapcli.bases import Bases, Piece
-from sapcli.correction import Correction
-from sapcli.dataset import Dataset
-from sapcli.evaluation import Gain, Metrics, measure, paired_gain
-from sapcli.pages import picture
-from sapcli.pipeline import Repair
-from sapcli.repair_report import (
+from sapcli.activations.bases import Bases, Piece
+from sapcli.activations.scoring import Outcomes
+from sapcli.datasets.dataset import Dataset
+from sapcli.repair.alpha_search import KNEE, Choice, Evidence, Trial
+from sapcli.repair.correction import Correction
+from sapcli.repair.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repair.pipeline import Repair
+from sapcli.repair.session import Samples, Session
+from sapcli.repair.suspects import rank_suspects
+from sapcli.reports.pages import picture
+from sapcli.reports.schema import (
     Attempt,
     ClassChange,
     Confusion,
@@ -32,11 +36,7 @@ from sapcli.repair_report import (
     Skipped,
     Suspicion,
 )
-from sapcli.scoring import Outcomes
-from sapcli.search import KNEE, Choice, Evidence, Trial
-from sapcli.session import Samples, Session
 from sapcli.settings import Importance, ProjectionSettings
-from sapcli.suspects import rank_suspects
 
 # Two-sided 95% quantile of the normal distribution.
 _Z95 = 1.959963984540054

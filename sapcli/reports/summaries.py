@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sapcli.errors import SapError
-from sapcli.files import write_error
-from sapcli.markdown import cell
-from sapcli.report import EvaluationReport
+from sapcli.machine.files import write_error
+from sapcli.machine.text import markdown_cell
+from sapcli.reports.evaluation_report import EvaluationReport
 
 
 def repair_summary(checkpoint: str, rows: Sequence[tuple[str, str]]) -> str:
     """What a repair did, as a table."""
-    lines = [f"### sap project: {cell(checkpoint)}", "", "| | |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {cell(name)} | {cell(text)} |" for name, text in rows)]) + "\n\n"
+    lines = [f"### sap project: {markdown_cell(checkpoint)}", "", "| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {markdown_cell(name)} | {markdown_cell(text)} |" for name, text in rows)]) + "\n\n"
 
 
 def evaluation_summary(checkpoint: str, report: EvaluationReport) -> str:
     """The metrics of a checkpoint, beside those of the baseline where there is one."""
     metrics, baseline = report.metrics, report.baseline
     columns = [metrics] if baseline is None else [baseline, metrics]
-    lines = [f"### sap eval: {cell(checkpoint)}", ""]
+    lines = [f"### sap eval: {markdown_cell(checkpoint)}", ""]
     lines += ["| | this |", "|---|---:|"] if baseline is None else ["| | baseline | this |", "|---|---:|---:|"]
     for name, texts in (
         ("top-1", [f"{column.top1:.2f}%" for column in columns]),

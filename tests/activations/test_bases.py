@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from brute_force import ALPHA, expect, relative_difference
 from safetensors import safe_open
 from safetensors.torch import save_file
-from samples import classifier_of, folder_of, images_of
+from support.brute_force import ALPHA, expect, relative_difference
+from support.samples import classifier_of, folder_of, images_of
 from torch import Tensor, nn
 
-from sapcli.bases import Bases, Piece, SecondMoments, collect_bases, read_bases, write_bases
+from sapcli.activations.bases import Bases, Piece, SecondMoments, collect_bases, read_bases, write_bases
+from sapcli.activations.moments import Basis
+from sapcli.activations.rows import WeightView
+from sapcli.activations.scoring import Classifier
+from sapcli.datasets.images import Images
 from sapcli.errors import CheckpointError, DatasetError, NumericsError
-from sapcli.images import Images
-from sapcli.moments import Basis
-from sapcli.progress import SilentProgress
-from sapcli.projection import project
-from sapcli.rows import WeightView
-from sapcli.scoring import Classifier
+from sapcli.machine.progress import SilentProgress
+from sapcli.repair.projection import project
 from sapcli.settings import Importance
 
 

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
 import torchvision
-from brute_force import (
+from support.brute_force import (
     ALPHA,
     TOLERANCE,
     Function,
@@ -26,8 +26,8 @@ from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from sapcli.capture import Capture
-from sapcli.correction import rescaled_gain
+from sapcli.activations.capture import Capture
+from sapcli.repair.correction import rescaled_gain
 
 
 @pytest.fixture(autouse=True)
@@ -558,5 +558,5 @@ def test_all_weights_of_attention_networks_are_found(build, left):
     with Capture(module, lambda use: used.add(use.weight)) as capture:
         capture.forward(correlated_images(1, 3, 224, 224))
     assert len(used) == 50
-    tables = {name for name in capture.sightings if name.endswith("relative_position_bias_table")}
-    assert capture.sightings.keys() - used == left | tables
+    tables = {name for name in capture.usages if name.endswith("relative_position_bias_table")}
+    assert capture.usages.keys() - used == left | tables

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sapcli.activations.moments import Basis, SecondMoment
+from sapcli.activations.rows import Geometry, Patches
 from sapcli.errors import NumericsError
-from sapcli.moments import Basis, SecondMoment
-from sapcli.projection import importance
-from sapcli.rows import Geometry, Patches
+from sapcli.repair.projection import importance
 from sapcli.settings import Importance
 
 
@@ -72,7 +72,7 @@ def test_rows_of_many_groups_for_one_matrix_are_all_its_own():
 @pytest.mark.parametrize("cheap", [0, 1 << 40])
 @pytest.mark.parametrize(("kernel", "groups"), [((3, 3), 1), ((3, 2), 2), ((1, 1), 1)])
 def test_patches_and_their_rows_are_the_same(kernel, groups, cheap, monkeypatch):
-    monkeypatch.setattr("sapcli.moments._CHEAP_OPERATIONS", cheap)
+    monkeypatch.setattr("sapcli.activations.moments._CHEAP_OPERATIONS", cheap)
     generator = torch.Generator().manual_seed(0)
     found = Patches(torch.randn(4, 4, 7, 6, generator=generator), kernel, Geometry((1, 1), (1, 1), (1, 1)), groups)
     moment = SecondMoment("layer.weight", groups, found.row_length)
@@ -200,7 +200,7 @@ def test_a_large_matrix_is_decomposed_in_float32_within_what_samples_decide(alph
     turn = torch.linalg.qr(torch.randn(length, length, generator=generator)).Q
     rows = torch.randn(1, rows_a_column * length, length, generator=generator) * strengths @ turn
     exact = moment_of(rows).basis()
-    monkeypatch.setattr("sapcli.moments._LARGE", length)
+    monkeypatch.setattr("sapcli.activations.moments._LARGE", length)
     rounded = moment_of(rows).basis()
     others = moment_of(torch.randn(1, rows_a_column * length, length, generator=generator) * strengths @ turn).basis()
     assert not torch.equal(rounded.values, exact.values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from brute_force import ALPHA, Function, assert_as_expected, correlated_images, expect, patches, repair, split
+from support.brute_force import ALPHA, Function, assert_as_expected, correlated_images, expect, patches, repair, split
 from torch import Tensor, nn
 
 # Convolutions

@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from brute_force import correlated_images, patches
+from support.brute_force import correlated_images, patches
 
-from sapcli.rows import Geometry, Patches, WeightView, gram
+from sapcli.activations.rows import Geometry, Patches, WeightView, gram
 
 SIZES = {1: (13,), 2: (9, 7), 3: (5, 6, 4)}
 CASES = [
@@ -65,7 +65,7 @@ def test_patches_times_the_weight_are_the_convolution(case):
 def test_patches_in_small_chunks_are_the_same(monkeypatch):
     found = layout(CASES[2])
     expected = list(found.chunks())
-    monkeypatch.setattr("sapcli.rows._UNFOLD_ELEMENTS", 1)
+    monkeypatch.setattr("sapcli.activations.rows._UNFOLD_ELEMENTS", 1)
     chunks = list(found.chunks())
     assert len(chunks) == 3
     torch.testing.assert_close(torch.cat(chunks, dim=1), torch.cat(expected, dim=1))

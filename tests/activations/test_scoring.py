@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from samples import PREPROCESSING, classifier_of, folder_of, images_of
+from support.samples import PREPROCESSING, classifier_of, folder_of, images_of
 from torch import Tensor, nn
 
+from sapcli.activations.scoring import normalise, score
 from sapcli.errors import ArchitectureError, NumericsError
-from sapcli.progress import SilentProgress
-from sapcli.scoring import normalise, score
+from sapcli.machine.progress import SilentProgress
 
 
 @pytest.fixture

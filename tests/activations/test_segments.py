@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sapcli.rows import WeightView
-from sapcli.segments import Segment, disjoint_segments
+from sapcli.activations.rows import WeightView
+from sapcli.activations.segments import Segment, disjoint_segments
 
 # Windows into a weight of 8 outputs and 6 inputs.
 WHOLE = WeightView((1, 8, 6), (0, 6, 1))

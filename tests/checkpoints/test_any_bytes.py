@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from sapcli.archives import unpacked_archive
-from sapcli.bases import Bases, Piece, read_bases, write_bases
-from sapcli.checkpoint import open_checkpoint
-from sapcli.contents import from_text, to_text
-from sapcli.dataset import Role, open_dataset
-from sapcli.description import describe
+from sapcli.activations.bases import Bases, Piece, read_bases, write_bases
+from sapcli.activations.moments import Basis
+from sapcli.activations.rows import WeightView
+from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.datasets.archives import unpacked_archive
+from sapcli.datasets.contents import from_text, to_text
+from sapcli.datasets.dataset import Role, open_dataset
 from sapcli.errors import SapError
-from sapcli.moments import Basis
-from sapcli.rows import WeightView
-from sapcli.verification import Claim
+from sapcli.networks.description import describe
+from sapcli.repair.verification import Claim
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans(), st.none())
 JSON = st.recursive(

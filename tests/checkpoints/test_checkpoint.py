@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from sapcli.checkpoint import Checkpoint, Form, candidate_prefixes, open_checkpoint, refuse_quantised
+from sapcli.checkpoints.checkpoint import Checkpoint, Form, candidate_prefixes, open_checkpoint, refuse_quantised
 from sapcli.errors import CheckpointError, SapError
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ BAD = {
 
 @pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD.keys())
 def test_what_is_wrong_is_named(make, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("sapcli.files._SECONDS_FOR_A_WRITER", 0.01)
+    monkeypatch.setattr("sapcli.machine.files._SECONDS_FOR_A_WRITER", 0.01)
     with pytest.raises(SapError) as caught:
         open_checkpoint(make(tmp_path))
     assert message in caught.value.message

@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sapcli.checkpoints.pytorch_file import is_pickled, read_pickled
 from sapcli.errors import CheckpointError
-from sapcli.pickled import is_pickled, read_pickled
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
+from sapcli.checkpoints.safetensors_file import DTYPES, SafetensorsFile, save_tensors
 from sapcli.errors import CheckpointError
-from sapcli.safetensors_file import DTYPES, SafetensorsFile, save_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +124,7 @@ def test_a_read_tensor_is_the_callers_own(tmp_path: Path) -> None:
 
 
 def test_chunks_are_the_tensors_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapcli.safetensors_file._CHUNK", 7)
+    monkeypatch.setattr("sapcli.checkpoints.safetensors_file._CHUNK", 7)
     values = torch.arange(20, dtype=torch.int16)
     pieces = [bytes(piece) for piece in opened(tmp_path, save({"t": values})).chunks("t")]
     assert [len(piece) for piece in pieces] == [7, 7, 7, 7, 7, 5]

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
-from sapcli.checkpoint import Checkpoint, open_checkpoint
+from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sapcli.checkpoints.saving import default_output, output_files, write_checkpoint, write_safetensors
 from sapcli.errors import CheckpointError, NumericsError, SapError, UsageError
-from sapcli.saving import default_output, output_files, write_checkpoint, write_safetensors
 
 WEIGHTS = {
     "conv.weight": torch.arange(36.0).reshape(4, 1, 3, 3),
@@ -279,8 +279,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 import re, sys
 from pathlib import Path
 import torch
-from sapcli.checkpoint import open_checkpoint
-from sapcli.saving import write_checkpoint
+from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.checkpoints.saving import write_checkpoint
 
 def memory(kind):
     return int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from digits import SIZES, Trained
 from PIL import Image
-from processes import SAP, sap
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_project import Outcome, Project, make_project, run_here, without_privileges
+from support.digits import SIZES, Trained
+from support.processes import SAP, sap
+from support.small_project import Outcome, Project, make_project, run_here, without_privileges
 
 COUNT = ("-n", "60")
 COMMANDS = ("select", "activations", "project", "eval", "demo", "cache")
@@ -64,7 +64,7 @@ def copy_of(trained: Trained, folder: Path) -> Path:
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["cache", "info"], ["cache", "clear"]])
 def test_help_comes_without_heavy_imports(command: list[str]) -> None:
     program = (
-        "import sys; from sapcli.cli import run; status = run(sys.argv[1:]);"
+        "import sys; from sapcli.commands.app import run; status = run(sys.argv[1:]);"
         "heavy = {'torch', 'torchvision', 'timm', 'numpy'};"
         "print(*sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(status)"
     )

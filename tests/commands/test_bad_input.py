@@ -21,9 +21,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_project import CLASSES, Outcome, Project, make_project, run_here, without_privileges
+from support.small_project import CLASSES, Outcome, Project, make_project, run_here, without_privileges
 
-from sapcli.files import remove_unfinished
+from sapcli.machine.files import remove_unfinished
 
 ERROR, USAGE = 1, 2
 

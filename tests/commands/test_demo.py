@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from digits import Trained
 from PIL import Image
-from processes import sap
 from sklearn.datasets import load_digits
+from support.digits import Trained
+from support.processes import sap
 
-from sapcli.demo import make_model, write_digits
+from sapcli.commands.demo import make_model, write_digits
 from sapcli.errors import SapError
-from sapcli.progress import SilentProgress
+from sapcli.machine.progress import SilentProgress
 
 SIZES = {"train": 60, "val": 40, "test": 30}
 
@@ -80,8 +80,8 @@ def test_the_demo_gains_eight_points_or_more(tmp_path: Path) -> None:
 
 
 def test_an_earlier_demo_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapcli.demo._SIZES", SIZES)
-    monkeypatch.setattr("sapcli.demo._EPOCHS", 1)
+    monkeypatch.setattr("sapcli.commands.demo._SIZES", SIZES)
+    monkeypatch.setattr("sapcli.commands.demo._EPOCHS", 1)
     folder = tmp_path / "new" / "demo"
     make_model(folder, SilentProgress())
     first = (folder / "model.safetensors").read_bytes()

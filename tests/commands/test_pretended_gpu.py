@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from brute_force import correlated_images
-from pretended_gpu import CUDA, MPS, OnGpu, pretended_gpu
 from safetensors.torch import load_file
-from small_project import Outcome, Project, make_project, run_here
+from support.brute_force import correlated_images
+from support.pretended_gpu import CUDA, MPS, OnGpu, pretended_gpu
+from support.small_project import Outcome, Project, make_project, run_here
 
-from sapcli.bases import Bases, SecondMoments
-from sapcli.correction import projected_weight
-from sapcli.progress import SilentProgress
+from sapcli.activations.bases import Bases, SecondMoments
+from sapcli.machine.progress import SilentProgress
+from sapcli.repair.correction import projected_weight
 from sapcli.settings import Importance
 
 NETWORKS = (

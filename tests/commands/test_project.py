@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from digits import Trained
-from processes import SAP, sap
+from support.digits import Trained
+from support.processes import SAP, sap
 
 FAST = ("-n", "60", "--alpha", "3000", "--batchnorm", "keep")
 

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from data_folders import CLASSES, opened, write_classes, write_image
+from support.data_folders import CLASSES, opened, write_classes, write_image
 
 from sapcli.errors import DatasetError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data_folders import CLASSES, label_of, opened, write_classes
+from support.data_folders import CLASSES, label_of, opened, write_classes
 
-from sapcli.dataset import Role
+from sapcli.datasets.dataset import Role
 from sapcli.errors import DatasetError
 
 

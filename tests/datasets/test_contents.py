@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data_folders import opened, write_image
+from support.data_folders import opened, write_image
 
-from sapcli.contents import contents_of, find_contents, from_text, to_text
-from sapcli.dataset import Dataset, Role
+from sapcli.datasets.contents import contents_of, find_contents, from_text, to_text
+from sapcli.datasets.dataset import Dataset, Role
 
 
 @pytest.fixture

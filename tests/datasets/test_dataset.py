@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from data_folders import CLASSES, opened, write_classes
+from support.data_folders import CLASSES, opened, write_classes
 
-from sapcli.dataset import Role, open_dataset
+from sapcli.datasets.dataset import Role, open_dataset
 from sapcli.errors import DatasetError, UsageError
 
 

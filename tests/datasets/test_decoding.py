@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
-from sapcli.decoding import Decoder, Pixels
+from sapcli.datasets.decoding import Decoder, Pixels
 from sapcli.errors import UsageError
-from sapcli.preprocessing import Preprocessing
+from sapcli.networks.preprocessing import Preprocessing
 
 PLAIN = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "center", "the tests")
 GREY = replace(PLAIN, input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))

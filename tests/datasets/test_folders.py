@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from data_folders import label_of, opened, write_classes, write_image
+from support.data_folders import label_of, opened, write_classes, write_image
 
 from sapcli.errors import DatasetError
 

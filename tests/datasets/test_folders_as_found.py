@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from digits import Trained
 from safetensors.torch import load_file
+from support.digits import Trained
 
-from sapcli.cli import run
+from sapcli.commands.entry import run
 
 COUNT = ("-n", "40")
 

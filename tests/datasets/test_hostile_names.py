@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_project import Project, make_project, run_here
+from support.small_project import Project, make_project, run_here
 
 CLEAR = "\x1b[2J\x1b]0;owned\x07"
 OPTIONS = ("--arch", "network.py:tiny", "--workers", "0")

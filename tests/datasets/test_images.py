@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import sapcli.images
-from sapcli.dataset import Dataset, Role, open_dataset
+import sapcli.datasets.images
+from sapcli.datasets.dataset import Dataset, Role, open_dataset
+from sapcli.datasets.images import Batch, Images
 from sapcli.errors import DatasetError
-from sapcli.images import Batch, Images
-from sapcli.preprocessing import Preprocessing
+from sapcli.networks.preprocessing import Preprocessing
 
 PLAIN = Preprocessing((3, 4, 4), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "center", "the tests")
 
@@ -37,8 +37,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def eager_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start workers for whatever is left after the first chunk."""
-    monkeypatch.setattr(sapcli.images, "_WORTH_WORKERS", 0.0)
-    monkeypatch.setattr(sapcli.images, "_CHUNK", 4)
+    monkeypatch.setattr(sapcli.datasets.images, "_WORTH_WORKERS", 0.0)
+    monkeypatch.setattr(sapcli.datasets.images, "_CHUNK", 4)
 
 
 def dataset_of(folder: Path, num_classes: int = 2) -> Dataset:
@@ -112,7 +112,7 @@ def test_workers_change_nothing(folder: Path, workers: int) -> None:
 
 
 def test_small_work_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sapcli.images, "map_in_workers", lambda *_: pytest.fail("workers were started"))
+    monkeypatch.setattr(sapcli.datasets.images, "map_in_workers", lambda *_: pytest.fail("workers were started"))
     assert seen(list(images_of(folder, workers=2).batches())) == expected(range(40))
 
 

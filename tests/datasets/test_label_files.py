@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from data_folders import CLASSES, label_of, opened, write_classes, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.data_folders import CLASSES, label_of, opened, write_classes, write_image
 
-from sapcli.dataset import Role
+from sapcli.datasets.dataset import Role
 from sapcli.errors import DatasetError, SapError
 
 

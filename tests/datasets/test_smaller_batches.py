@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from samples import classifier_of, folder_of, images_of
+from support.samples import classifier_of, folder_of, images_of
 from torch import Tensor, nn
 
-from sapcli.bases import collect_bases
-from sapcli.calibration import reestimate
+from sapcli.activations.bases import collect_bases
+from sapcli.activations.scoring import score
+from sapcli.datasets.images import Images
+from sapcli.datasets.smaller_batches import in_portions, smaller_batch
 from sapcli.errors import DeviceError
-from sapcli.images import Images
-from sapcli.memory import in_portions, is_out_of_memory, smaller_batch
-from sapcli.progress import SilentProgress
-from sapcli.scoring import score
-from sapcli.selection import curvatures
+from sapcli.machine.out_of_memory import is_out_of_memory
+from sapcli.machine.progress import SilentProgress
+from sapcli.repair.batchnorm import reestimate
+from sapcli.repair.selection import curvatures
 
 
 class Warnings(SilentProgress):

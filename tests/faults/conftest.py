@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import project_arguments, repaired, start
-from small_project import Project, make_project
+from support.processes import project_arguments, repaired, start
+from support.small_project import Project, make_project
 
 
 @pytest.fixture(scope="session")

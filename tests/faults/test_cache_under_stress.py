@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import project_arguments, repaired, start
-from small_project import Project
+from support.processes import project_arguments, repaired, start
+from support.small_project import Project
 
 
 def test_eight_processes_on_one_cache(project: Project, expected: bytes) -> None:

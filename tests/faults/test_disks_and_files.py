@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from processes import OPTIONS, Run, project_arguments, start
-from small_project import Project, without_privileges
+from support.processes import OPTIONS, Run, project_arguments, start
+from support.small_project import Project, without_privileges
 
 
 def check_error(run: Run, says: str) -> None:
@@ -48,20 +48,20 @@ def test_files_as_large_as_the_limit(project: Project, size: int) -> None:
 
 def limit_when_writing(size: int) -> None:
     """Limit the size of files as soon as a file is written, and not of what follows the error."""
-    import sapcli.files
+    import sapcli.machine.files
 
-    settle, discard = sapcli.files._PendingFile.__init__, sapcli.files._PendingFile.discard
+    settle, discard = sapcli.machine.files._PendingFile.__init__, sapcli.machine.files._PendingFile.discard
 
-    def begin(self: sapcli.files._PendingFile, path: Path) -> None:
+    def begin(self: sapcli.machine.files._PendingFile, path: Path) -> None:
         settle(self, path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-    def end(self: sapcli.files._PendingFile) -> None:
+    def end(self: sapcli.machine.files._PendingFile) -> None:
         discard(self)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    sapcli.files._PendingFile.__init__ = begin  # type: ignore[method-assign]
-    sapcli.files._PendingFile.discard = end  # type: ignore[method-assign]
+    sapcli.machine.files._PendingFile.__init__ = begin  # type: ignore[method-assign]
+    sapcli.machine.files._PendingFile.discard = end  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -128,17 +128,17 @@ def test_a_folder_that_is_only_readable(project: Project) -> None:
 
 def before_the_first_batch(action: Callable[[], object]) -> None:
     """Have something happen right before the first batch of images is run."""
-    import sapcli.scoring
+    import sapcli.activations.scoring
 
-    launch = sapcli.scoring._launch
+    launch = sapcli.activations.scoring._launch
 
     def act_once(*arguments: object) -> object:
-        if sapcli.scoring._launch is act_once:
-            sapcli.scoring._launch = launch
+        if sapcli.activations.scoring._launch is act_once:
+            sapcli.activations.scoring._launch = launch
             action()
         return launch(*arguments)  # type: ignore[arg-type]
 
-    sapcli.scoring._launch = act_once  # type: ignore[assignment]
+    sapcli.activations.scoring._launch = act_once  # type: ignore[assignment]
 
 
 def start_losing(project: Project, action: Callable[[], object], *more: str) -> Run:
@@ -179,10 +179,10 @@ def test_a_vanishing_cache(project: Project, expected: bytes) -> None:
 
 
 def have_workers_die() -> None:
-    import sapcli.images
-    from sapcli.decoding import Decoder
+    import sapcli.datasets.images
+    from sapcli.datasets.decoding import Decoder
 
-    sapcli.images._WORTH_WORKERS = -1.0  # they start at once
+    sapcli.datasets.images._WORTH_WORKERS = -1.0  # they start at once
     main_process, decode = os.getpid(), Decoder.__call__
 
     def die(self: Decoder, paths: Sequence[str]) -> object:

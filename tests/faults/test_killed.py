@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import project_arguments, start
-from small_project import Project
+from support.processes import project_arguments, start
+from support.small_project import Project
 
 KILLS = 100
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from small_project import Project
+from support.small_project import Project
 
 ARCHITECTURE = """
 from torch import nn
@@ -27,7 +27,7 @@ def deep(num_classes=3, width=1536, depth=24):
 """
 MEASURED = """
 import resource, sys
-from sapcli.cli import start
+from sapcli.commands.app import start
 sys.argv[0] = "sap"
 status = start()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torchvision
 import yaml
-from digits import Trained
 from safetensors.torch import save_file
+from support.digits import Trained
 from torch import nn
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

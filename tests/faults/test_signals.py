@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import OPTIONS, Run, project_arguments, start
-from small_project import Project
+from support.processes import OPTIONS, Run, project_arguments, start
+from support.small_project import Project
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 SECONDS = 2.0
@@ -68,10 +68,10 @@ def sleeping():
 # Decoding that takes long, in worker processes of the command line itself.
 SLOW_DECODING = """
 import signal, sys, time
-import sapcli.decoding
+import sapcli.datasets.decoding
 from pathlib import Path
 
-decode = sapcli.decoding.Decoder.__call__
+decode = sapcli.datasets.decoding.Decoder.__call__
 
 
 def slowly(self, paths):
@@ -80,7 +80,7 @@ def slowly(self, paths):
     return decode(self, paths)
 
 
-sapcli.decoding.Decoder.__call__ = slowly
+sapcli.datasets.decoding.Decoder.__call__ = slowly
 sys.argv[0] = "sap"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts the tests as a background job has them deaf to it
 from sapcli.__main__ import main

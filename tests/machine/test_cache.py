@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import sapcli.cache
-from sapcli.cache import Cache
+import sapcli.machine.cache
 from sapcli.errors import CheckpointError
-from sapcli.files import atomic_write
-from sapcli.progress import SilentProgress
+from sapcli.machine.cache import Cache
+from sapcli.machine.files import atomic_write
+from sapcli.machine.progress import SilentProgress
 
 
 class Warnings(SilentProgress):
@@ -89,7 +89,7 @@ def test_the_order_of_parts_does_not_matter(cache):
 def test_entries_of_another_version_are_not_found(cache, monkeypatch):
     make = Making()
     fetch(cache, make)
-    monkeypatch.setattr(sapcli.cache, "_VERSION", sapcli.cache._VERSION + 1)
+    monkeypatch.setattr(sapcli.machine.cache, "_VERSION", sapcli.machine.cache._VERSION + 1)
     fetch(cache, make)
     assert make.times == 2
 

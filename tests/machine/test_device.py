@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sapcli.device import fast_dtype, full_precision, resolve_device, usual_batch_size
 from sapcli.errors import DeviceError, UsageError
+from sapcli.machine.device import fast_dtype, full_precision, resolve_device, usual_batch_size
 from sapcli.settings import Precision
 
 CPU = torch.device("cpu")

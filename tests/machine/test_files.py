@@ -14,7 +14,7 @@ from typing import IO
 import pytest
 
 from sapcli.errors import CheckpointError, SapError
-from sapcli.files import atomic_write, atomic_writes, spool_pipe
+from sapcli.machine.files import atomic_write, atomic_writes, spool_pipe
 
 
 def names_in(folder: Path) -> list[str]:
@@ -142,7 +142,7 @@ def test_a_killed_writer_leaves_no_file_under_the_final_name(tmp_path: Path) -> 
 import os, signal, sys
 from pathlib import Path
 from typing import IO
-from sapcli.files import atomic_write
+from sapcli.machine.files import atomic_write
 with atomic_write(Path(sys.argv[1])) as handle:
     handle.write(b"x" * 100_000)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -163,7 +163,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_pipe_whose_writer_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapcli.files._SECONDS_FOR_A_WRITER", 0.01)
+    monkeypatch.setattr("sapcli.machine.files._SECONDS_FOR_A_WRITER", 0.01)
     reading, writing = os.pipe()
     later = threading.Timer(0.2, lambda: (os.write(writing, b"late"), os.close(writing)))
     later.start()
@@ -174,7 +174,7 @@ def test_a_pipe_whose_writer_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapcli.files._SECONDS_FOR_A_WRITER", 0.01)
+    monkeypatch.setattr("sapcli.machine.files._SECONDS_FOR_A_WRITER", 0.01)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SapError, match="nobody writes"):
         spool_pipe(tmp_path / "pipe")

@@ -10,7 +10,7 @@ import pytest
 
 # 64 MiB in pieces, the last of which stays: nothing at the end of the heap can be given back by itself.
 PROGRAM = """
-from sapcli.heap import give_back_freed_memory, keep_freed_memory
+from sapcli.machine.heap import give_back_freed_memory, keep_freed_memory
 
 def resident():
     with open("/proc/self/statm") as handle:

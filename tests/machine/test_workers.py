@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sapcli.workers import WorkerError, map_in_workers
+from sapcli.machine.workers import WorkerError, map_in_workers
 
 LARGE = 1 << 20  # bytes: more than a pipe holds, so that a worker waits until its result is taken
 
@@ -96,7 +96,7 @@ def test_no_process_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_worker_outlives_an_interrupted_process(sign: signal.Signals) -> None:
     script = """
         import multiprocessing, signal, time
-        from sapcli.workers import map_in_workers
+        from sapcli.machine.workers import map_in_workers
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
         for number, _ in enumerate(map_in_workers(bytes, [1 << 20] * 100, 3)):

@@ -8,21 +8,17 @@ import pytest
 import timm
 import torch
 import torchvision
-from networks import randomise, save, write_factories
+from support.networks import randomise, save, write_factories
 from torch import nn
 
-from sapcli.architecture import (
-    Architecture,
-    PreprocessingOverrides,
-    load_model,
-    parse_arguments,
-    resolve_architecture,
-)
-from sapcli.checkpoint import open_checkpoint
+from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.commands.line.parsing import parse_arguments
 from sapcli.errors import ArchitectureError, UsageError
+from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
+from sapcli.settings import PreprocessingOverrides
 
 CPU = torch.device("cpu")
-SHARED = Path(__file__).parents[2] / "shared" / "checkpoints"
+SHARED = Path(__file__).parents[3] / "shared" / "checkpoints"
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sapcli.class_count import PROBED_COUNTS, ClassDimension, Shapes, at_count, class_dimensions, count_classes
+from sapcli.networks.class_count import PROBED_COUNTS, ClassDimension, Shapes, at_count, class_dimensions, count_classes
 
 
 def shapes_at(classes: int) -> dict[str, tuple[int, ...]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import save
+from support.networks import save
 
-from sapcli.description import Description, describe, metadata_of
 from sapcli.errors import ArchitectureError
+from sapcli.networks.description import Description, describe, metadata_of
 
 TENSORS = {"weight": torch.ones(2)}
 TIMM = {"architecture": "resnet18", "model_args": {"in_chans": 1}, "pretrained_cfg": {"crop_pct": 0.5}}

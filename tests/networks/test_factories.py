@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import write_factories
+from support.networks import write_factories
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from sapcli.errors import ArchitectureError
-from sapcli.factories import Factory, find_factory, runs_own_code
+from sapcli.networks.factories import Factory, find_factory, runs_own_code
 
 
 @pytest.mark.parametrize(

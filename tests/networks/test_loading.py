@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from networks import randomise, save, write_factories
 from safetensors.torch import save_model
+from support.networks import randomise, save, write_factories
 from torch import nn
 
-from sapcli.architecture import LoadedModel, load_model, resolve_architecture
-from sapcli.checkpoint import Checkpoint, open_checkpoint
+from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sapcli.errors import ArchitectureError, CheckpointError, NumericsError
-from sapcli.loading import Outline, fill, match_entries
+from sapcli.networks.architecture import LoadedModel, load_model, resolve_architecture
+from sapcli.networks.loading import Outline, fill, match_entries
 
 CPU = torch.device("cpu")
 TIED = """

@@ -8,8 +8,9 @@ import pytest
 import torchvision
 
 from sapcli.errors import ArchitectureError
-from sapcli.factories import find_factory
-from sapcli.preprocessing import PreprocessingOverrides, Settings, resolve_preprocessing
+from sapcli.networks.factories import find_factory
+from sapcli.networks.preprocessing import Settings, resolve_preprocessing
+from sapcli.settings import PreprocessingOverrides
 
 CONFIG = Settings("config.json", {"input_size": [3, 32, 32], "mean": 0.5, "std": None})
 NETWORK = Settings(

@@ -10,16 +10,16 @@ import pytest
 import timm
 import torch
 import torchvision
-from networks import save
 from safetensors.torch import save_model
+from support.networks import save
 from torch import nn
 
-from sapcli.architecture import resolve_architecture
-from sapcli.checkpoint import open_checkpoint
-from sapcli.class_count import ClassDimension
+from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.errors import ArchitectureError
-from sapcli.preprocessing import Preprocessing
-from sapcli.recognition import (
+from sapcli.networks.architecture import resolve_architecture
+from sapcli.networks.class_count import ClassDimension
+from sapcli.networks.preprocessing import Preprocessing
+from sapcli.networks.recognition import (
     KnownArchitecture,
     digest_of,
     known_architectures,
@@ -91,7 +91,7 @@ def test_training_state_and_left_out_tied_tensors_do_not_hide_a_network(tmp_path
 
 def test_recognition_imports_no_library_of_networks() -> None:
     program = (
-        "import sys, sapcli.recognition as recognition; recognition.known_architectures(); "
+        "import sys, sapcli.networks.recognition as recognition; recognition.known_architectures(); "
         "sys.exit(not {'timm', 'torchvision'}.isdisjoint(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

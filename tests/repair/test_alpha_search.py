@@ -8,7 +8,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sapcli.search import FIRST_LOOK, KNEE, Evidence, FirstLooks, Trial, best_on_validation, knee, usual_trials
+from sapcli.repair.alpha_search import (
+    FIRST_LOOK,
+    KNEE,
+    Evidence,
+    FirstLooks,
+    Trial,
+    best_on_validation,
+    knee,
+    usual_trials,
+)
 
 
 def looking(score) -> Callable[[float], Trial]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samples import classifier_of, folder_of, images_of
+from support.samples import classifier_of, folder_of, images_of
 from torch import Tensor, nn
 
-from sapcli.calibration import batchnorm_layers, reestimate
-from sapcli.progress import SilentProgress
-from sapcli.scoring import Classifier
+from sapcli.activations.scoring import Classifier
+from sapcli.machine.progress import SilentProgress
+from sapcli.repair.batchnorm import batchnorm_layers, reestimate
 
 
 class Network(nn.Module):

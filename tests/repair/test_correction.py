@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from brute_force import ALPHA
-from networks import save
-from samples import classifier_of, folder_of, images_of
+from support.brute_force import ALPHA
+from support.networks import save
+from support.samples import classifier_of, folder_of, images_of
 from torch import Tensor, nn
 
-from sapcli.bases import Bases, SecondMoments
-from sapcli.calibration import reestimate
-from sapcli.correction import Correction, LayerPlan, matches, plan_layers
+from sapcli.activations.bases import Bases, SecondMoments
 from sapcli.errors import NumericsError, UsageError
-from sapcli.progress import SilentProgress
-from sapcli.projection import project
+from sapcli.machine.progress import SilentProgress
+from sapcli.repair.batchnorm import reestimate
+from sapcli.repair.correction import Correction
+from sapcli.repair.layer_plan import LayerPlan, matches, plan_layers
+from sapcli.repair.projection import project
 from sapcli.settings import ForgetMode, Importance
 
 WEIGHTS = {"stem.weight": 8, "layer1.0.weight": 8, "layer1.1.weight": 8, "layer10.weight": 8, "head.weight": 5}

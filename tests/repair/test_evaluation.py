@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samples import outcomes_of
+from support.samples import outcomes_of
 
-from sapcli.evaluation import expected_calibration_error, measure, paired_gain
+from sapcli.repair.evaluation import expected_calibration_error, measure, paired_gain
 
 
 def test_metrics_by_hand():

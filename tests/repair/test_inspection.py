@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from digits import Trained
-from networks import randomise, save, write_factories
 from safetensors.torch import load_file, save_file
+from support.digits import Trained
+from support.networks import randomise, save, write_factories
 from torch import nn
 
-from sapcli.cli import run
-from sapcli.estimate import Workload
-from sapcli.inspection import UNKNOWN, Inspection, inspect_checkpoint, usual_workload
-from sapcli.inspection_report import render_inspection
+from sapcli.commands.entry import run
+from sapcli.repair.estimate import Workload
+from sapcli.repair.inspection import UNKNOWN, Inspection, inspect_checkpoint, usual_workload
+from sapcli.reports.inspection_report import render_inspection
 from sapcli.settings import ModelSource, PlanFormat
 
 CPU = torch.device("cpu")
@@ -129,7 +129,7 @@ def test_the_estimate_is_counted(tmp_path: Path) -> None:
 
 
 def test_large_decompositions_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapcli.moments._LARGE", 27)
+    monkeypatch.setattr("sapcli.activations.moments._LARGE", 27)
     factories = write_factories(tmp_path / "code")
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     found = inspected(randomise(network), tmp_path, f"{factories}:Network").estimate

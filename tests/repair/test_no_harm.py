@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_project import CLASSES, Outcome, Project, make_project, run_here
+from support.small_project import CLASSES, Outcome, Project, make_project, run_here
 
 COMMON = ("--arch", "network.py:tiny", "--workers", "0")
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from brute_force import Function, project_closed_form, project_rows, relative_difference
 from safetensors import safe_open
+from support.brute_force import Function, project_closed_form, project_rows, relative_difference
 from torch import Tensor, nn
 
-from sapcli.bases import SecondMoments
-from sapcli.moments import Basis, SecondMoment
-from sapcli.progress import SilentProgress
-from sapcli.projection import importance, keep, project
+from sapcli.activations.bases import SecondMoments
+from sapcli.activations.moments import Basis, SecondMoment
+from sapcli.machine.progress import SilentProgress
+from sapcli.repair.projection import importance, keep, project
 from sapcli.settings import ForgetMode, Importance
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "projections.safetensors"
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "projections.safetensors"
 
 
 def basis_of(rows: Tensor) -> Basis:

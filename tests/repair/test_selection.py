@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import classifier_of, folder_of, images_of
+from support.samples import classifier_of, folder_of, images_of
 from torch import nn
 
-from sapcli.dataset import Dataset, Role, open_dataset
+from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.errors import DatasetError, SapError
-from sapcli.progress import SilentProgress
-from sapcli.selection import (
+from sapcli.machine.progress import SilentProgress
+from sapcli.repair.selection import (
     TrustedSet,
     balanced_shares,
     class_balanced_lowest,

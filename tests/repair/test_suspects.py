@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_folders import label_of, opened, write_classes
+from support.data_folders import label_of, opened, write_classes
 
-from sapcli.dataset import Dataset
+from sapcli.activations.scoring import Outcomes
+from sapcli.datasets.dataset import Dataset
 from sapcli.errors import DatasetError
-from sapcli.pages import contact_sheet
-from sapcli.scoring import Outcomes
-from sapcli.settings import SuspectsFormat
-from sapcli.suspects import (
+from sapcli.repair.suspects import (
     Suspect,
     area_under_curve,
     corrected_labels,
@@ -26,6 +24,8 @@ from sapcli.suspects import (
     render_labels,
     render_suspects,
 )
+from sapcli.reports.pages import contact_sheet
+from sapcli.settings import SuspectsFormat
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_project import Project, make_project, run_here
+from support.small_project import Project, make_project, run_here
 
 COMMON = ("--arch", "network.py:tiny", "--workers", "0", "--quiet")
 EVERYTHING = ("verify", "out.safetensors", "--input", "model.safetensors", "--bases", "bases.safetensors")

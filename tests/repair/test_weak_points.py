@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sapcli.bases import SampleFacts
-from sapcli.evaluation import Gain
-from sapcli.evidence import weak_points
-from sapcli.search import Choice, Evidence
+from sapcli.activations.bases import SampleFacts
+from sapcli.repair.alpha_search import Choice, Evidence
+from sapcli.repair.evaluation import Gain
+from sapcli.repair.weak_points import weak_points
 
 SOLID = SampleFacts((100, 100), 0)
 CLASSES = ("cat", "dog")

@@ -6,9 +6,9 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from reports import HOSTILE, hostile_report
+from support.reports import HOSTILE, hostile_report
 
-from sapcli import figures
+from sapcli.reports import figures
 
 REPORT = hostile_report()
 

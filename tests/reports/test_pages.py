@@ -7,10 +7,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from reports import HOSTILE, hostile_report
+from support.reports import HOSTILE, hostile_report
 
-from sapcli.pages import render_html, render_markdown, render_report
-from sapcli.repair_report import to_json
+from sapcli.reports.pages import render_html, render_markdown, render_report
+from sapcli.reports.schema import to_json
 from sapcli.settings import ReportForm
 
 _EMPTY_ELEMENTS = {"meta", "link", "img", "br"}

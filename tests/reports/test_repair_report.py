@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits import SIZES, Trained
-from processes import sap
 from safetensors.torch import load_file
+from support.digits import SIZES, Trained
+from support.processes import sap
 
-from sapcli.repair_report import from_json
-from sapcli.reporting import confusion, cumulative_energy, wilson
-from sapcli.scoring import Outcomes
-from sapcli.search import Evidence
+from sapcli.activations.scoring import Outcomes
+from sapcli.repair.alpha_search import Evidence
+from sapcli.reports.repair_report import confusion, cumulative_energy, wilson
+from sapcli.reports.schema import from_json
 
 COUNT = ("-n", "60")
 

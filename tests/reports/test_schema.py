@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from reports import hostile_report
+from support.reports import hostile_report
 
 from sapcli.errors import SapError
-from sapcli.repair_report import from_json, schema, to_json
+from sapcli.reports.schema import from_json, schema, to_json
 
 
 def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:

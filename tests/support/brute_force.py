@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from sapcli.bases import SecondMoments
-from sapcli.progress import SilentProgress
-from sapcli.projection import project
+from sapcli.activations.bases import SecondMoments
+from sapcli.machine.progress import SilentProgress
+from sapcli.repair.projection import project
 from sapcli.settings import Importance
 
 ALPHA = 1000.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sapcli.dataset import Dataset, Role, open_dataset
+from sapcli.datasets.dataset import Dataset, Role, open_dataset
 
 CLASSES = ("bird", "cat", "dog")
 

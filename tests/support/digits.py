@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapcli.demo import save_classifier, train_classifier, training_split, write_digits
-from sapcli.progress import SilentProgress
+from sapcli.commands.demo import save_classifier, train_classifier, training_split, write_digits
+from sapcli.machine.progress import SilentProgress
 
 SIZES = {"train": 300, "val": 100, "test": 100}
 _EPOCHS = 20

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sapcli.checkpoint import Checkpoint, open_checkpoint
+from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 
 FACTORIES = """
 from torch import nn

@@ -18,10 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from small_project import Outcome, Project
+from support.small_project import Outcome, Project
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["sapcli.cli", "sapcli.repairing", "sapcli.planning", "timm.data"])
+_SERVER.set_forkserver_preload(
+    ["sapcli.commands.app", "sapcli.commands.project", "sapcli.commands.inspect", "timm.data"]
+)
 
 
 SAP = (sys.executable, "-m", "sapcli")

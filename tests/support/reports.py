@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sapcli.repair_report import (
+from sapcli.repair.alpha_search import Evidence
+from sapcli.reports.schema import (
     Attempt,
     ClassChange,
     Confusion,
@@ -18,7 +19,6 @@ from sapcli.repair_report import (
     Skipped,
     Suspicion,
 )
-from sapcli.search import Evidence
 
 HOSTILE = "<script>alert('$x_1$')</script>"
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sapcli.architecture import Architecture, LoadedModel
-from sapcli.dataset import Role, open_dataset
-from sapcli.images import Images
-from sapcli.preprocessing import Preprocessing
-from sapcli.scoring import Classifier, Outcomes
+from sapcli.activations.scoring import Classifier, Outcomes
+from sapcli.datasets.dataset import Role, open_dataset
+from sapcli.datasets.images import Images
+from sapcli.networks.architecture import Architecture, LoadedModel
+from sapcli.networks.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing((3, 4, 4), (0.5, 0.4, 0.6), (0.2, 0.3, 0.4), "bilinear", 1.0, "center", "the tests")
 

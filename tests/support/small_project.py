@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from sapcli.cli import run
+from sapcli.commands.entry import run
 
 CLASSES = ("blue", "green", "red")
 _COLOURS = np.array([[60, 60, 200], [60, 200, 60], [200, 60, 60]])

@@ -35,7 +35,7 @@ def files(*endings: str) -> Callable[[str], Iterator[str]]:
 
 def architectures(incomplete: str) -> Iterator[str]:
     """Timm's and torchvision's classifiers, with and without the library's name, and Python files."""
-    index = importlib.resources.files("sapcli") / "data" / "architectures.json.xz"
+    index = importlib.resources.files("sapcli.networks") / "data" / "architectures.json.xz"
     for name, *_ in json.loads(lzma.decompress(index.read_bytes()))["architectures"]:
         bare = name.removeprefix("timm:")
         yield from (form for form in dict.fromkeys((name, bare)) if form.startswith(incomplete))

@@ -20,18 +20,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sapcli.errors import SapError
-from sapcli.events import Events
-
-
-def printable(text: str) -> str:
-    """`text` in one line, with control characters and undecodable bytes shown as escapes."""
-    shown = []
-    for character in " ".join(text.splitlines()):
-        if character.isprintable():
-            shown.append(character)
-        else:
-            shown.append(character.encode("unicode_escape", "surrogatepass").decode())
-    return "".join(shown)
+from sapcli.machine.events import Events
+from sapcli.machine.text import printable
 
 
 class _Stderr(Console):

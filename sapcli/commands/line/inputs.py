@@ -6,20 +6,20 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sapcli import console
-from sapcli.bases import Bases, read_bases
-from sapcli.cache import Cache
-from sapcli.checkpoint import open_checkpoint
-from sapcli.dataset import Dataset
-from sapcli.decoding import longest_side
+from sapcli.activations.bases import Bases, read_bases
+from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.commands.line import console
+from sapcli.commands.line.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
+from sapcli.commands.line.outputs import STDIO
+from sapcli.datasets.dataset import Dataset
+from sapcli.datasets.decoding import longest_side
+from sapcli.datasets.images import Images
 from sapcli.errors import DatasetError, UsageError
-from sapcli.events import Events
-from sapcli.files import temporary_copy
-from sapcli.images import Images
-from sapcli.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
-from sapcli.outputs import STDIO
-from sapcli.selection import TrustedSet, parse_trusted
-from sapcli.session import Samples, Session
+from sapcli.machine.cache import Cache
+from sapcli.machine.events import Events
+from sapcli.machine.files import temporary_copy
+from sapcli.repair.selection import TrustedSet, parse_trusted
+from sapcli.repair.session import Samples, Session
 
 # So many files tell how large the images are, and from so much on it is said that they are enlarged.
 _LOOKED_AT = 5
@@ -86,7 +86,7 @@ def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:
         )
 
 
-class Trust:
+class TrustedSource:
     """The trusted samples: given as a folder, as a list, or selected; chosen once, for every checkpoint that asks.
 
     Args:

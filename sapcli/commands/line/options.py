@@ -9,22 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from sapcli import completion
-from sapcli.parsing import parse_alpha, parse_input_size, parse_numbers
-from sapcli.preprocessing import PreprocessingOverrides
+from sapcli.commands.line import completion
+from sapcli.commands.line.parsing import parse_input_size, parse_numbers
 from sapcli.settings import (
-    BatchNorm,
     DataSource,
-    ForgetMode,
-    Importance,
-    LabelForm,
     ModelSource,
     Precision,
-    ProjectionSettings,
+    PreprocessingOverrides,
     RunSettings,
     SelectionSettings,
     Strategy,
-    SuspectsFormat,
 )
 
 MODEL = "The model"
@@ -128,7 +122,7 @@ class ModelOptions:
         Raises:
             UsageError: One cannot be.
         """
-        from sapcli.architecture import parse_arguments
+        from sapcli.commands.line.parsing import parse_arguments
 
         overrides = PreprocessingOverrides(
             parse_input_size(self.input_size),
@@ -186,144 +180,10 @@ class SelectionOptions:
         return SelectionSettings(self.count, self.strategy)
 
 
-@dataclass(frozen=True)
-class ProjectionOptions:
-    """How the weights are changed."""
-
-    bases: Annotated[
-        str | None,
-        option("--bases", panel=REPAIR, metavar="FILE|-", help="What `sap activations` wrote, instead of making it."),
-    ] = None
-    alpha: Annotated[
-        str,
-        option(
-            "--alpha",
-            panel=REPAIR,
-            metavar="auto|VALUE",
-            help="How much is kept: a small value keeps only the strongest directions, a large one all. auto tries a"
-            " range and takes the best on the validation images; without any, the smallest that keeps 98% of the"
-            " trusted samples right. With --importance gpm, the fraction of the energy.",
-        ),
-    ] = "auto"
-    importance: Annotated[
-        Importance, option("--importance", panel=REPAIR, help="How a direction's strength becomes its importance.")
-    ] = Importance.SAP
-    layers: Annotated[
-        list[str] | None,
-        option(
-            "--layers",
-            panel=REPAIR,
-            metavar="PATTERN",
-            autocompletion=completion.layers,
-            help="Project only these (layer4, *.qkv.weight); repeatable.",
-        ),
-    ] = None
-    skip_layers: Annotated[
-        list[str] | None,
-        option(
-            "--skip-layers",
-            panel=REPAIR,
-            metavar="PATTERN",
-            autocompletion=completion.layers,
-            help="Leave these; repeatable.",
-        ),
-    ] = None
-    keep_classifier: Annotated[
-        bool, option("--keep-classifier", panel=REPAIR, help="Leave the last layer as it is.")
-    ] = False
-    batchnorm: Annotated[
-        BatchNorm,
-        option("--batchnorm", panel=REPAIR, help="BatchNorm statistics after the projection, on unlabeled images."),
-    ] = BatchNorm.REESTIMATE
-    forget: Annotated[
-        str | None,
-        option("--forget", panel=REPAIR, metavar="FILE", help="Suspected samples whose directions are taken away."),
-    ] = None
-    forget_mode: Annotated[
-        ForgetMode,
-        option("--forget-mode", panel=REPAIR, help="Spare the directions that trusted samples share, or take all."),
-    ] = ForgetMode.KEEP_SHARED
-
-    def to_settings(self) -> ProjectionSettings:
-        """The options that say how.
-
-        Raises:
-            UsageError: The value of alpha is none.
-        """
-        return ProjectionSettings(
-            parse_alpha(self.alpha, self.importance),
-            self.importance,
-            tuple(self.layers or ()),
-            tuple(self.skip_layers or ()),
-            self.keep_classifier,
-            self.forget_mode,
-            self.batchnorm,
-        )
-
-
-@dataclass(frozen=True)
-class SuspectsOptions:
-    """Which suspects, and what is made of them."""
-
-    count: Annotated[
-        int | None, option("-n", "--count", panel=SUSPECTS, min=1, help="At most so many, the most suspicious.")
-    ] = None
-    min_score: Annotated[
-        float,
-        option("--min-score", panel=SUSPECTS, min=0.0, help="Only those whose label costs the model this many nats."),
-    ] = 0.0
-    format: Annotated[
-        SuspectsFormat, option("--format", panel=SUSPECTS, help="How the list is written; paths are one a line.")
-    ] = SuspectsFormat.JSONL
-    html: Annotated[
-        Path | None,
-        option("--html", panel=SUSPECTS, metavar="FILE", help="Also write a page with the pictures of the first 200."),
-    ] = None
-    apply: Annotated[
-        LabelForm | None,
-        option(
-            "--apply",
-            panel=SUSPECTS,
-            help="Also write all labels with the suggestions in place: a file for --labels, or a folder of class"
-            " folders with links to the images. Nothing in DATA is changed.",
-        ),
-    ] = None
-    apply_to: Annotated[
-        Path | None,
-        option("--apply-to", panel=SUSPECTS, metavar="PATH", help="Instead of corrected.csv or the folder corrected."),
-    ] = None
-    truth: Annotated[
-        Path | None,
-        option(
-            "--truth",
-            panel=SUSPECTS,
-            metavar="FILE",
-            help="A CSV with path,true: also tell precision, recall and the area under the ROC curve.",
-        ),
-    ] = None
-
-
 Summary = Annotated[
     Path | None,
     option("--summary", panel=GATES, metavar="FILE", help="Append the result as Markdown, as to $GITHUB_STEP_SUMMARY."),
 ]
-
-
-@dataclass(frozen=True)
-class RecordOptions:
-    """What is written about a repair, beside the checkpoint."""
-
-    report: Annotated[
-        list[Path] | None,
-        option(
-            "--report",
-            panel=RUN,
-            metavar="FILE",
-            help="Also write a report, as the ending says: .html, .md or .json; repeatable. Scores the training images"
-            " once more, and both models on DATA/test where there is one.",
-        ),
-    ] = None
-    summary: Summary = None
 
 
 @dataclass(frozen=True)
@@ -382,7 +242,7 @@ class RunOptions:
         Raises:
             SapError: This machine has no such device.
         """
-        from sapcli.device import resolve_device
+        from sapcli.machine.device import resolve_device
 
         workers = _cores() if self.workers is None else self.workers
         return RunSettings(

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from sapcli import saving
-from sapcli.checkpoint import Checkpoint
+from sapcli.checkpoints import saving
+from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.commands.line.options import OutputOptions
 from sapcli.errors import CheckpointError, UsageError
-from sapcli.files import atomic_write, write_error
-from sapcli.options import OutputOptions
+from sapcli.machine.files import atomic_write, write_error
 from sapcli.settings import ReportForm
 
 STDIO = "-"

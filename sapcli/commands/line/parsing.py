@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+from collections.abc import Sequence
 
 from sapcli.errors import UsageError
 from sapcli.settings import Importance
@@ -62,3 +64,25 @@ def parse_alpha(text: str, importance: Importance) -> float | None:
             "0.99 is usual with --importance gpm" if fraction else "values from 1000 to 10000 are usual",
         )
     return alpha
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
+    """The factory's arguments from `key=value` texts; a value that is no Python literal is a string.
+
+    `true`, `false` and `null` are understood as in JSON.
+
+    Raises:
+        UsageError: If a text has no `=`, or no name before it, or a name comes twice.
+    """
+    words: dict[str, object] = {"true": True, "false": False, "null": None}
+    arguments: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier() or key in arguments:
+            problem = "comes twice" if key in arguments else "is not of the form key=value"
+            raise UsageError(f"--arch-arg {pair!r} {problem}", "Write it like --arch-arg img_size=256, each name once.")
+        try:
+            arguments[key] = words[text] if text in words else ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            arguments[key] = text
+    return arguments

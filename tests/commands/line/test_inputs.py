@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from small_project import Project, make_project, run_here
+from support.small_project import Project, make_project, run_here
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from sapcli.cli import app, run
-from sapcli.configuration import default_map, find_settings
+from sapcli.commands.app import app
+from sapcli.commands.entry import run
+from sapcli.commands.line.settings_file import default_map, find_settings
 from sapcli.errors import UsageError
 
 

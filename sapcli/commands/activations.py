@@ -1,0 +1,42 @@
+"""`sap activations`: the bases of every layer's inputs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sapcli.activations.bases import Bases, write_bases
+from sapcli.commands.line import console
+from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, name_unreadable
+from sapcli.commands.line.options import OutputOptions, SelectionOptions
+from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin
+
+
+def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None, output: OutputOptions) -> None:
+    """`sap activations`."""
+    one_stdin(CHECKPOINT=inputs.checkpoint, trusted=trusted)
+    beside = Path() if inputs.checkpoint == STDIO else Path(inputs.checkpoint)
+    default = (beside if beside.is_dir() else beside.parent) / "bases.safetensors"
+    destination = destination_file(output, default)
+    terminal = inputs.terminal()
+    session = inputs.session(terminal, selection.validation)
+    session.check_data()
+    introduce(session, session.training)
+    samples = TrustedSource(selection, trusted).samples(session)
+    bases = session.bases(samples)
+    _note_coverage(terminal, bases, inputs.run.verbose)
+    name_unreadable(terminal, samples.images)
+    if destination is None:
+        write_bases(bases, sys.stdout.buffer)
+    else:
+        write_bases(bases, destination)
+        console.print_result(str(destination))
+
+
+def _note_coverage(terminal: console.Terminal, bases: Bases, verbose: bool) -> None:
+    """How many weights have bases, and with --verbose why the others have none."""
+    total = len(bases.pieces) + len(bases.skipped)
+    terminal.note(f"{len(bases.pieces)} of {total} weights of two or more dimensions multiply activations")
+    if verbose:
+        for name, reason in bases.skipped.items():
+            terminal.note(f"  {name}: {reason}")

@@ -1,0 +1,98 @@
+"""Running a command line: from its arguments to its exit status, with every error as two lines on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import typer
+
+from sapcli.commands.app import DEBUG, app
+from sapcli.commands.line.settings_file import default_map, find_settings
+from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError
+from sapcli.machine.heap import keep_freed_memory
+from sapcli.machine.out_of_memory import is_out_of_memory
+from sapcli.machine.signals import Terminated
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit status; the errors are on stderr."""
+    try:
+        program = typer.main.get_command(app)
+        defaults = _file_settings(program, arguments)
+        status = program.main(args=arguments, prog_name="sap", standalone_mode=False, default_map=defaults)
+    except SapError as error:
+        return _fail(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return ExitStatus.INTERRUPTED
+    except Terminated:
+        return ExitStatus.TERMINATED
+    except SystemExit as leaving:
+        # What Typer and Rich make of a closed pipe.
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        _leave_stdout()
+        return ExitStatus.DONE
+    except Exception as error:
+        return _fail(_known(error))
+    return int(status or 0)
+
+
+def _file_settings(program: object, arguments: list[str] | None) -> dict[str, object]:
+    """The defaults that the settings file of the working folder gives; help comes also when that is damaged."""
+    if {"-h", "--help", "--version"} & set(sys.argv[1:] if arguments is None else arguments):
+        return {}
+    file = find_settings(Path())
+    return {} if file is None else default_map(file, program)
+
+
+def _known(error: Exception) -> SapError:
+    """A usage error that Typer found or a fault of the machine, in our words; anything else is raised on."""
+    if is_out_of_memory(error):
+        return DeviceError("there is not enough memory", "end what else uses it, or run on another machine or --device")
+    if isinstance(error, OSError):
+        what = "reading or writing failed" if error.filename is None else f"{error.filename} cannot be used"
+        return SapError(f"{what}: {error.strerror or error}", "check the file, its folder and its disk")
+    describe = getattr(error, "format_message", None)
+    if describe is None:
+        raise error
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    command = "sap" if context is None else context.command_path
+    message, hint = describe() or "no command was given", f"see `{command} --help`"
+    if context is not None and parameter is not None:
+        if parameter.name == "checkpoints":
+            # A single argument is taken for DATA, and what is missing seems to be CHECKPOINT.
+            message, hint = (
+                "Missing argument: CHECKPOINT and DATA are both needed",
+                f"{command} CHECKPOINT DATA; {hint}",
+            )
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "DEFAULT_MAP" and (file := find_settings(Path())) is not None:
+            hint = f"it is set in {file.name}; {hint}"
+    return UsageError(message, hint)
+
+
+def _fail(error: SapError) -> int:
+    from sapcli.commands.line.console import print_error
+
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    print_error(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _leave_stdout()
+    return error.exit_status
+
+
+def _leave_stdout() -> None:
+    """Point stdout elsewhere, so that the interpreter's last flush does not fail loudly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def start() -> int:
+    """Run the process' own command line and return its exit status."""
+    keep_freed_memory()
+    return run()

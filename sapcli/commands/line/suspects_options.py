@@ -1,0 +1,55 @@
+"""The options of `sap suspects` alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from sapcli.commands.line.options import SUSPECTS, option
+from sapcli.settings import (
+    LabelForm,
+    SuspectsFormat,
+)
+
+
+@dataclass(frozen=True)
+class SuspectsOptions:
+    """Which suspects, and what is made of them."""
+
+    count: Annotated[
+        int | None, option("-n", "--count", panel=SUSPECTS, min=1, help="At most so many, the most suspicious.")
+    ] = None
+    min_score: Annotated[
+        float,
+        option("--min-score", panel=SUSPECTS, min=0.0, help="Only those whose label costs the model this many nats."),
+    ] = 0.0
+    format: Annotated[
+        SuspectsFormat, option("--format", panel=SUSPECTS, help="How the list is written; paths are one a line.")
+    ] = SuspectsFormat.JSONL
+    html: Annotated[
+        Path | None,
+        option("--html", panel=SUSPECTS, metavar="FILE", help="Also write a page with the pictures of the first 200."),
+    ] = None
+    apply: Annotated[
+        LabelForm | None,
+        option(
+            "--apply",
+            panel=SUSPECTS,
+            help="Also write all labels with the suggestions in place: a file for --labels, or a folder of class"
+            " folders with links to the images. Nothing in DATA is changed.",
+        ),
+    ] = None
+    apply_to: Annotated[
+        Path | None,
+        option("--apply-to", panel=SUSPECTS, metavar="PATH", help="Instead of corrected.csv or the folder corrected."),
+    ] = None
+    truth: Annotated[
+        Path | None,
+        option(
+            "--truth",
+            panel=SUSPECTS,
+            metavar="FILE",
+            help="A CSV with path,true: also tell precision, recall and the area under the ROC curve.",
+        ),
+    ] = None

@@ -1,0 +1,36 @@
+"""`sap verify`: a corrected checkpoint against its own metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.commands.line import console
+from sapcli.commands.line.inputs import given_bases
+from sapcli.commands.line.outputs import STDIO
+from sapcli.errors import CheckpointError, UsageError
+from sapcli.machine.text import printable
+from sapcli.repair.verification import verify as check_claim
+
+
+def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool) -> None:
+    """`sap verify`."""
+    if bases and original is None:
+        raise UsageError("--bases needs the original weights to project", "name them with --input ORIGINAL")
+    if [source, original, *bases].count(STDIO) > 1:
+        raise UsageError("only one input can be read from stdin", "give files for the others")
+    findings = check_claim(
+        open_checkpoint(source),
+        None if original is None else open_checkpoint(original),
+        [given_bases(file) for file in bases],
+    )
+    wrong = [finding for finding in findings if not finding.holds]
+    if not quiet:
+        for finding in findings:
+            console.print_result(f"{'yes' if finding.holds else 'NO '}  {printable(finding.text)}")
+    if wrong:
+        raise CheckpointError(
+            f"{source} is not what its metadata says: it does not hold that"
+            f" {'; '.join(finding.text for finding in wrong)}",
+            wrong[0].hint,
+        )

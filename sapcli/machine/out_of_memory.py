@@ -1,0 +1,13 @@
+"""How it shows that memory has run out."""
+
+from __future__ import annotations
+
+# What CUDA's allocator, MPS', the CPU's, and the libraries of CUDA say; only the first has an exception of its own.
+_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python's or PyTorch's says that memory ran out."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    )

@@ -1,0 +1,1 @@
+"""The method: trusted samples, projections, the choice of alpha, and the evidence for what was done."""

@@ -1,0 +1,74 @@
+"""What a corrected checkpoint says in its metadata of how it was made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import torch
+
+from sapcli import __version__
+from sapcli.activations.bases import Bases
+from sapcli.checkpoints.saving import written_digest
+from sapcli.datasets.contents import from_text, to_text
+from sapcli.networks.architecture import Architecture
+from sapcli.repair.correction import Correction
+from sapcli.repair.pipeline import Repair
+from sapcli.repair.session import Session
+from sapcli.settings import (
+    ProjectionSettings,
+)
+
+TRUSTED_IMAGES = "sap.trusted_images"
+"""The metadata's key for the contents of all images that a checkpoint was repaired with, by this or earlier repairs."""
+
+
+def repair_metadata(
+    session: Session,
+    repair: Repair,
+    correction: Correction,
+    settings: ProjectionSettings,
+    bases: Bases,
+    forget: Bases | None = None,
+) -> dict[str, str]:
+    """The corrected checkpoint's metadata: the input's own, and how it came to be under `sap.*` keys."""
+    choice = repair.choice
+    trusted_images = from_text(bases.facts.contents)
+    changed = correction.changed_entries() if repair.changed else {}
+    projected = {entry: name for entry, name in changed.items() if name in {*repair.plan.projected, *bases.gains}}
+    replacements = {} if choice.alpha is None else correction.replacements(choice.alpha)
+    described = {
+        "sap.version": __version__,
+        "sap.torch": torch.__version__,
+        "sap.precision": str(session.fast_dtype or torch.float32).removeprefix("torch."),
+        "sap.input": session.checkpoint.digest,
+        "sap.output": written_digest(session.checkpoint, replacements),
+        "sap.repaired": "true" if repair.changed else "false",
+        "sap.alpha": "" if choice.alpha is None else f"{choice.alpha:.12g}",
+        "sap.evidence": choice.evidence.value,
+        "sap.importance": settings.importance.value,
+        "sap.trusted": bases.samples,
+        TRUSTED_IMAGES: to_text(from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, "")) | trusted_images),
+        "sap.projected": json.dumps(projected),
+        "sap.batchnorm": json.dumps(sorted(changed.keys() - projected.keys())),
+        "sap.batchnorm_images": str(repair.batchnorm_images),
+        "sap.validation_images": str(repair.validation),
+    }
+    if repair.gain is not None:
+        gain = repair.gain
+        described["sap.gain"] = json.dumps({"points": gain.points, "interval": [gain.low, gain.high]})
+    if forget is not None:
+        described |= {"sap.forget": forget.samples, "sap.forget_mode": settings.forget_mode.value}
+    kept = {key: text for key, text in session.checkpoint.metadata.items() if not key.startswith("sap.")}
+    return kept | _with_class_names(session).to_metadata() | described
+
+
+def _with_class_names(session: Session) -> Architecture:
+    """The architecture with the classes' names as they were matched with the data, for whatever comes after.
+
+    Numbers in their own order tell nothing.
+    """
+    names = session.training.classes
+    if session.architecture.label_names is not None or names == tuple(map(str, range(len(names)))):
+        return session.architecture
+    return replace(session.architecture, label_names=names)
