@@ -8,8 +8,8 @@ from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line.options import ModelOptions, RunOptions
 from sapcli.commands.line.outputs import open_output
 from sapcli.repair.alpha_search import Evidence, usual_trials
-from sapcli.repair.estimate import Workload
-from sapcli.repair.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
+from sapcli.repair.evidence.estimate import Workload
+from sapcli.repair.evidence.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
 from sapcli.repair.pipeline import batchnorm_indices
 from sapcli.repair.session import Session
 from sapcli.reports.inspection_report import render_inspection

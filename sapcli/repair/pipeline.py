@@ -20,12 +20,12 @@ from sapcli.repair.batchnorm import (
     reestimate,
 )
 from sapcli.repair.correction import Correction
-from sapcli.repair.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repair.evidence.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repair.evidence.weak_points import guessing, weak_points
 from sapcli.repair.layer_plan import LayerPlan
 from sapcli.repair.session import Samples, Session
 from sapcli.repair.shuffling import shuffled
 from sapcli.repair.trials import Trials
-from sapcli.repair.weak_points import guessing, weak_points
 from sapcli.settings import (
     BatchNorm,
     Importance,

@@ -16,10 +16,10 @@ from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.dataset import Dataset
 from sapcli.repair.alpha_search import KNEE, Choice, Evidence, Trial
 from sapcli.repair.correction import Correction
-from sapcli.repair.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repair.evidence.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repair.evidence.suspects import rank_suspects
 from sapcli.repair.pipeline import Repair
 from sapcli.repair.session import Samples, Session
-from sapcli.repair.suspects import rank_suspects
 from sapcli.reports.pages import picture
 from sapcli.reports.schema import (
     Attempt,

@@ -19,7 +19,7 @@ from sapcli.networks.architecture import Architecture, load_model, resolve_archi
 from sapcli.networks.recognition import Candidate, recognise
 from sapcli.repair.alpha_search import Evidence, usual_trials
 from sapcli.repair.batchnorm import BATCHNORM_IMAGES, batchnorm_layers
-from sapcli.repair.estimate import Estimate, Workload, estimate
+from sapcli.repair.evidence.estimate import Estimate, Workload, estimate
 from sapcli.repair.layer_plan import LayerPlan, plan_layers
 from sapcli.settings import ModelSource, ProjectionSettings
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sapcli.activations.bases import SampleFacts
 from sapcli.repair.alpha_search import Choice, Evidence
-from sapcli.repair.evaluation import Gain
+from sapcli.repair.evidence.evaluation import Gain
 
 _FEW_VALIDATION_IMAGES = 200
 _FEW_TRUSTED_PER_CLASS = 30

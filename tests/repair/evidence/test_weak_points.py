@@ -6,8 +6,8 @@ import pytest
 
 from sapcli.activations.bases import SampleFacts
 from sapcli.repair.alpha_search import Choice, Evidence
-from sapcli.repair.evaluation import Gain
-from sapcli.repair.weak_points import weak_points
+from sapcli.repair.evidence.evaluation import Gain
+from sapcli.repair.evidence.weak_points import weak_points
 
 SOLID = SampleFacts((100, 100), 0)
 CLASSES = ("cat", "dog")
