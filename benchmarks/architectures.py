@@ -43,8 +43,8 @@ from sapcli.machine.device import full_precision
 from sapcli.machine.progress import SilentProgress
 from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
 from sapcli.networks.factories import find_factory
-from sapcli.repair.correction import Correction
-from sapcli.repair.layer_plan import LayerPlan
+from sapcli.repairs.correction import Correction
+from sapcli.repairs.layer_plan import LayerPlan
 from sapcli.settings import Importance, PreprocessingOverrides
 
 ROOT = Path(__file__).parent.parent

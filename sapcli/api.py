@@ -37,10 +37,10 @@ from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.machine.cache import Cache
 from sapcli.machine.device import resolve_device
 from sapcli.machine.progress import Progress, SilentProgress
-from sapcli.repair.correction import Correction
-from sapcli.repair.metadata import repair_metadata
-from sapcli.repair.pipeline import Repair, run_repair
-from sapcli.repair.session import Session
+from sapcli.repairs.correction import Correction
+from sapcli.repairs.metadata import repair_metadata
+from sapcli.repairs.pipeline import Repair, run_repair
+from sapcli.repairs.session import Session
 from sapcli.settings import (
     BatchNorm,
     DataSource,

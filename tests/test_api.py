@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from support.digits import Trained
 
+import sapcli
 from sapcli import api, repair
 
 
@@ -40,3 +42,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="'rapair'"):
         _ = sapcli.rapair  # type: ignore[attr-defined]
+
+
+def test_no_wing_hides_a_name_of_the_interface() -> None:
+    # Importing a folder of the package binds its name in the package, in the place of a function called alike.
+    wings = {module.name for module in pkgutil.iter_modules(sapcli.__path__)}
+    assert not wings & {name for name in sapcli.__all__ if not name.startswith("_")}

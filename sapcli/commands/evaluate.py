@@ -13,10 +13,10 @@ from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.outputs import check_appendable, destination_file, one_stdin, open_output
 from sapcli.datasets.contents import find_contents, from_text
 from sapcli.errors import GateError
-from sapcli.repair.evidence.evaluation import Metrics, measure, paired_gain
-from sapcli.repair.evidence.weak_points import guessing
-from sapcli.repair.metadata import TRUSTED_IMAGES
-from sapcli.repair.session import Session
+from sapcli.repairs.evidence.evaluation import Metrics, measure, paired_gain
+from sapcli.repairs.evidence.weak_points import guessing
+from sapcli.repairs.metadata import TRUSTED_IMAGES
+from sapcli.repairs.session import Session
 from sapcli.reports.evaluation_report import EvaluationReport, render_evaluation
 from sapcli.reports.summaries import append_summary, evaluation_summary
 from sapcli.settings import OutputFormat

@@ -7,11 +7,11 @@ import sys
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line.options import ModelOptions, RunOptions
 from sapcli.commands.line.outputs import open_output
-from sapcli.repair.alpha_search import Evidence, usual_trials
-from sapcli.repair.evidence.estimate import Workload
-from sapcli.repair.evidence.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
-from sapcli.repair.pipeline import batchnorm_indices
-from sapcli.repair.session import Session
+from sapcli.repairs.alpha_search import Evidence, usual_trials
+from sapcli.repairs.evidence.estimate import Workload
+from sapcli.repairs.evidence.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
+from sapcli.repairs.pipeline import batchnorm_indices
+from sapcli.repairs.session import Session
 from sapcli.reports.inspection_report import render_inspection
 from sapcli.settings import Importance, PlanFormat, ProjectionSettings
 

@@ -17,12 +17,12 @@ from sapcli.commands.line.outputs import STDIO, check_appendable, destination_ch
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
 from sapcli.errors import GateError, UsageError
 from sapcli.machine.files import atomic_write
-from sapcli.repair.alpha_search import KNEE, Evidence
-from sapcli.repair.correction import Correction
-from sapcli.repair.layer_plan import check_patterns
-from sapcli.repair.metadata import repair_metadata
-from sapcli.repair.pipeline import Repair, run_repair
-from sapcli.repair.session import Samples, Session
+from sapcli.repairs.alpha_search import KNEE, Evidence
+from sapcli.repairs.correction import Correction
+from sapcli.repairs.layer_plan import check_patterns
+from sapcli.repairs.metadata import repair_metadata
+from sapcli.repairs.pipeline import Repair, run_repair
+from sapcli.repairs.session import Samples, Session
 from sapcli.reports.summaries import append_summary, repair_summary
 from sapcli.settings import ProjectionSettings, ReportForm
 

@@ -11,7 +11,7 @@ from sapcli.commands.line.outputs import check_writable, destination_file, open_
 from sapcli.commands.line.suspects_options import SuspectsOptions
 from sapcli.datasets.dataset import Dataset
 from sapcli.machine.files import atomic_write
-from sapcli.repair.evidence.suspects import (
+from sapcli.repairs.evidence.suspects import (
     Detection,
     Suspect,
     corrected_labels,
@@ -22,7 +22,7 @@ from sapcli.repair.evidence.suspects import (
     render_labels,
     render_suspects,
 )
-from sapcli.repair.evidence.weak_points import guessing
+from sapcli.repairs.evidence.weak_points import guessing
 from sapcli.settings import LabelForm
 
 

@@ -10,7 +10,7 @@ from sapcli.commands.line.inputs import given_bases
 from sapcli.commands.line.outputs import STDIO
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.machine.text import printable
-from sapcli.repair.evidence.verification import verify as check_claim
+from sapcli.repairs.evidence.verification import verify as check_claim
 
 
 def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool) -> None:

@@ -17,9 +17,9 @@ from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.errors import NumericsError
 from sapcli.machine.device import full_precision
 from sapcli.machine.heap import give_back_freed_memory
-from sapcli.repair.batchnorm import batchnorm_layers
-from sapcli.repair.layer_plan import LayerPlan
-from sapcli.repair.projection import coordinates, project
+from sapcli.repairs.batchnorm import batchnorm_layers
+from sapcli.repairs.layer_plan import LayerPlan
+from sapcli.repairs.projection import coordinates, project
 from sapcli.settings import ForgetMode, Importance
 
 _NORM_ELEMENTS = 1 << 20

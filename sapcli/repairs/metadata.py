@@ -12,9 +12,9 @@ from sapcli.activations.bases import Bases
 from sapcli.checkpoints.saving import written_digest
 from sapcli.datasets.contents import from_text, to_text
 from sapcli.networks.architecture import Architecture
-from sapcli.repair.correction import Correction
-from sapcli.repair.pipeline import Repair
-from sapcli.repair.session import Session
+from sapcli.repairs.correction import Correction
+from sapcli.repairs.pipeline import Repair
+from sapcli.repairs.session import Session
 from sapcli.settings import (
     ProjectionSettings,
 )

@@ -9,23 +9,23 @@ from sapcli.activations.bases import Bases
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.contents import find_contents, from_text
 from sapcli.errors import UsageError
-from sapcli.repair.alpha_search import (
+from sapcli.repairs.alpha_search import (
     Choice,
     Evidence,
 )
-from sapcli.repair.batchnorm import (
+from sapcli.repairs.batchnorm import (
     BATCHNORM_BATCH,
     BATCHNORM_IMAGES,
     batchnorm_layers,
     reestimate,
 )
-from sapcli.repair.correction import Correction
-from sapcli.repair.evidence.evaluation import Gain, Metrics, measure, paired_gain
-from sapcli.repair.evidence.weak_points import guessing, weak_points
-from sapcli.repair.layer_plan import LayerPlan
-from sapcli.repair.session import Samples, Session
-from sapcli.repair.shuffling import shuffled
-from sapcli.repair.trials import Trials
+from sapcli.repairs.correction import Correction
+from sapcli.repairs.evidence.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repairs.evidence.weak_points import guessing, weak_points
+from sapcli.repairs.layer_plan import LayerPlan
+from sapcli.repairs.session import Samples, Session
+from sapcli.repairs.shuffling import shuffled
+from sapcli.repairs.trials import Trials
 from sapcli.settings import (
     BatchNorm,
     Importance,

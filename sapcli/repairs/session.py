@@ -21,9 +21,9 @@ from sapcli.datasets.images import Images
 from sapcli.errors import CheckpointError
 from sapcli.machine.cache import Content
 from sapcli.machine.files import atomic_write
-from sapcli.repair.layer_plan import LayerPlan, plan_layers
-from sapcli.repair.model_and_data import ModelAndData
-from sapcli.repair.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
+from sapcli.repairs.layer_plan import LayerPlan, plan_layers
+from sapcli.repairs.model_and_data import ModelAndData
+from sapcli.repairs.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
 from sapcli.settings import ProjectionSettings, SelectionSettings, Strategy
 
 

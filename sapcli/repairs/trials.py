@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.images import Images
-from sapcli.repair.alpha_search import (
+from sapcli.repairs.alpha_search import (
     FIRST_LOOK,
     WORTH_A_FIRST_LOOK,
     Choice,
@@ -19,10 +19,10 @@ from sapcli.repair.alpha_search import (
     best_on_validation,
     knee,
 )
-from sapcli.repair.batchnorm import FEW_BATCHNORM_IMAGES
-from sapcli.repair.correction import Correction
-from sapcli.repair.session import Samples, Session
-from sapcli.repair.shuffling import shuffled
+from sapcli.repairs.batchnorm import FEW_BATCHNORM_IMAGES
+from sapcli.repairs.correction import Correction
+from sapcli.repairs.session import Samples, Session
+from sapcli.repairs.shuffling import shuffled
 
 
 class Trials:

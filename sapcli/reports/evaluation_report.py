@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sapcli.machine.text import printable
-from sapcli.repair.evidence.evaluation import Gain, Metrics
+from sapcli.repairs.evidence.evaluation import Gain, Metrics
 from sapcli.settings import OutputFormat
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sapcli.machine.text import printable
-from sapcli.repair.alpha_search import Evidence
+from sapcli.repairs.alpha_search import Evidence
 from sapcli.reports.schema import ClassChange, Confusion, LossHistogram, Search
 
 # Matplotlib knows no CSS: it draws with these colours, and the page's variables take their place.

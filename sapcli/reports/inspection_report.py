@@ -14,8 +14,8 @@ from rich.text import Text
 
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES
 from sapcli.machine.text import printable
-from sapcli.repair.evidence.estimate import Estimate
-from sapcli.repair.evidence.inspection import Inspection, PlannedWeight
+from sapcli.repairs.evidence.estimate import Estimate
+from sapcli.repairs.evidence.inspection import Inspection, PlannedWeight
 from sapcli.settings import PlanFormat
 
 _LABELS_SHOWN = 5

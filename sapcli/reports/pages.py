@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from sapcli.datasets.thumbnails import thumbnail
 from sapcli.machine.text import markdown_cell
-from sapcli.repair.evidence.suspects import Suspect
+from sapcli.repairs.evidence.suspects import Suspect
 from sapcli.reports.schema import ClassChange, Picture, RepairReport, to_json
 from sapcli.settings import ReportForm
 

@@ -14,12 +14,12 @@ from sapcli import __version__
 from sapcli.activations.bases import Bases, Piece
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.dataset import Dataset
-from sapcli.repair.alpha_search import KNEE, Choice, Evidence, Trial
-from sapcli.repair.correction import Correction
-from sapcli.repair.evidence.evaluation import Gain, Metrics, measure, paired_gain
-from sapcli.repair.evidence.suspects import rank_suspects
-from sapcli.repair.pipeline import Repair
-from sapcli.repair.session import Samples, Session
+from sapcli.repairs.alpha_search import KNEE, Choice, Evidence, Trial
+from sapcli.repairs.correction import Correction
+from sapcli.repairs.evidence.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repairs.evidence.suspects import rank_suspects
+from sapcli.repairs.pipeline import Repair
+from sapcli.repairs.session import Samples, Session
 from sapcli.reports.pages import picture
 from sapcli.reports.schema import (
     Attempt,

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sapcli.errors import SapError
-from sapcli.repair.alpha_search import Evidence
+from sapcli.repairs.alpha_search import Evidence
 
 
 @dataclass(frozen=True)

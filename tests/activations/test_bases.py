@@ -20,7 +20,7 @@ from sapcli.activations.scoring import Classifier
 from sapcli.datasets.images import Images
 from sapcli.errors import CheckpointError, DatasetError, NumericsError
 from sapcli.machine.progress import SilentProgress
-from sapcli.repair.projection import project
+from sapcli.repairs.projection import project
 from sapcli.settings import Importance
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from sapcli.activations.moments import Basis, SecondMoment
 from sapcli.activations.rows import Geometry, Patches
 from sapcli.errors import NumericsError
-from sapcli.repair.projection import importance
+from sapcli.repairs.projection import importance
 from sapcli.settings import Importance
 
 

@@ -21,7 +21,7 @@ from sapcli.datasets.contents import from_text, to_text
 from sapcli.datasets.dataset import Role, open_dataset
 from sapcli.errors import SapError
 from sapcli.networks.description import describe
-from sapcli.repair.evidence.verification import Claim
+from sapcli.repairs.evidence.verification import Claim
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans(), st.none())
 JSON = st.recursive(

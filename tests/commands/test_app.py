@@ -64,7 +64,7 @@ def copy_of(trained: Trained, folder: Path) -> Path:
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["cache", "info"], ["cache", "clear"]])
 def test_help_comes_without_heavy_imports(command: list[str]) -> None:
     program = (
-        "import sys; from sapcli.commands.app import run; status = run(sys.argv[1:]);"
+        "import sys; from sapcli.commands.entry import run; status = run(sys.argv[1:]);"
         "heavy = {'torch', 'torchvision', 'timm', 'numpy'};"
         "print(*sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(status)"
     )

@@ -16,8 +16,8 @@ from sapcli.datasets.smaller_batches import in_portions, smaller_batch
 from sapcli.errors import DeviceError
 from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.progress import SilentProgress
-from sapcli.repair.batchnorm import reestimate
-from sapcli.repair.selection import curvatures
+from sapcli.repairs.batchnorm import reestimate
+from sapcli.repairs.selection import curvatures
 
 
 class Warnings(SilentProgress):

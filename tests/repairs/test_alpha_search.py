@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sapcli.repair.alpha_search import (
+from sapcli.repairs.alpha_search import (
     FIRST_LOOK,
     KNEE,
     Evidence,

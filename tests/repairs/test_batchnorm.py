@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sapcli.activations.scoring import Classifier
 from sapcli.machine.progress import SilentProgress
-from sapcli.repair.batchnorm import batchnorm_layers, reestimate
+from sapcli.repairs.batchnorm import batchnorm_layers, reestimate
 
 
 class Network(nn.Module):

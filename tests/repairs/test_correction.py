@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from sapcli.activations.bases import Bases, SecondMoments
 from sapcli.errors import NumericsError, UsageError
 from sapcli.machine.progress import SilentProgress
-from sapcli.repair.batchnorm import reestimate
-from sapcli.repair.correction import Correction
-from sapcli.repair.layer_plan import LayerPlan, matches, plan_layers
-from sapcli.repair.projection import project
+from sapcli.repairs.batchnorm import reestimate
+from sapcli.repairs.correction import Correction
+from sapcli.repairs.layer_plan import LayerPlan, matches, plan_layers
+from sapcli.repairs.projection import project
 from sapcli.settings import ForgetMode, Importance
 
 WEIGHTS = {"stem.weight": 8, "layer1.0.weight": 8, "layer1.1.weight": 8, "layer10.weight": 8, "head.weight": 5}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sapcli.activations.bases import SecondMoments
 from sapcli.activations.moments import Basis, SecondMoment
 from sapcli.machine.progress import SilentProgress
-from sapcli.repair.projection import importance, keep, project
+from sapcli.repairs.projection import importance, keep, project
 from sapcli.settings import ForgetMode, Importance
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "projections.safetensors"

@@ -16,7 +16,7 @@ from torch import nn
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.errors import DatasetError, SapError
 from sapcli.machine.progress import SilentProgress
-from sapcli.repair.selection import (
+from sapcli.repairs.selection import (
     TrustedSet,
     balanced_shares,
     class_balanced_lowest,

@@ -13,7 +13,7 @@ from support.digits import SIZES, Trained
 from support.processes import sap
 
 from sapcli.activations.scoring import Outcomes
-from sapcli.repair.alpha_search import Evidence
+from sapcli.repairs.alpha_search import Evidence
 from sapcli.reports.repair_report import confusion, cumulative_energy, wilson
 from sapcli.reports.schema import from_json
 

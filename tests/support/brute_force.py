@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sapcli.activations.bases import SecondMoments
 from sapcli.machine.progress import SilentProgress
-from sapcli.repair.projection import project
+from sapcli.repairs.projection import project
 from sapcli.settings import Importance
 
 ALPHA = 1000.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sapcli.repair.alpha_search import Evidence
+from sapcli.repairs.alpha_search import Evidence
 from sapcli.reports.schema import (
     Attempt,
     ClassChange,

@@ -18,8 +18,8 @@ from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
 from sapcli.machine.files import temporary_copy
-from sapcli.repair.selection import TrustedSet, parse_trusted
-from sapcli.repair.session import Samples, Session
+from sapcli.repairs.selection import TrustedSet, parse_trusted
+from sapcli.repairs.session import Samples, Session
 
 # So many files tell how large the images are, and from so much on it is said that they are enlarged.
 _LOOKED_AT = 5

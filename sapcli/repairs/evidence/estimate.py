@@ -18,8 +18,8 @@ from sapcli.activations.moments import is_decomposed_in_float32, sampled_share
 from sapcli.activations.rows import WeightView
 from sapcli.activations.scoring import Classifier
 from sapcli.machine.device import float64_device, usual_batch_size
-from sapcli.repair.alpha_search import FIRST_LOOK
-from sapcli.repair.batchnorm import FEW_BATCHNORM_IMAGES
+from sapcli.repairs.alpha_search import FIRST_LOOK
+from sapcli.repairs.batchnorm import FEW_BATCHNORM_IMAGES
 
 # A symmetric eigendecomposition with vectors takes about 9 d^3 operations (Golub and Van Loan, section 8.3).
 _EIGH_OPERATIONS = 9

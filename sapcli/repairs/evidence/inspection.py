@@ -17,10 +17,10 @@ from sapcli.errors import ArchitectureError
 from sapcli.machine.device import full_precision
 from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
 from sapcli.networks.recognition import Candidate, recognise
-from sapcli.repair.alpha_search import Evidence, usual_trials
-from sapcli.repair.batchnorm import BATCHNORM_IMAGES, batchnorm_layers
-from sapcli.repair.evidence.estimate import Estimate, Workload, estimate
-from sapcli.repair.layer_plan import LayerPlan, plan_layers
+from sapcli.repairs.alpha_search import Evidence, usual_trials
+from sapcli.repairs.batchnorm import BATCHNORM_IMAGES, batchnorm_layers
+from sapcli.repairs.evidence.estimate import Estimate, Workload, estimate
+from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.settings import ModelSource, ProjectionSettings
 
 # One image could hide a dimension that only a batch has.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sapcli.activations.bases import SampleFacts
-from sapcli.repair.alpha_search import Choice, Evidence
-from sapcli.repair.evidence.evaluation import Gain
+from sapcli.repairs.alpha_search import Choice, Evidence
+from sapcli.repairs.evidence.evaluation import Gain
 
 _FEW_VALIDATION_IMAGES = 200
 _FEW_TRUSTED_PER_CLASS = 30

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.samples import outcomes_of
 
-from sapcli.repair.evidence.evaluation import expected_calibration_error, measure, paired_gain
+from sapcli.repairs.evidence.evaluation import expected_calibration_error, measure, paired_gain
 
 
 def test_metrics_by_hand():

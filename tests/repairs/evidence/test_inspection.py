@@ -14,8 +14,8 @@ from support.networks import randomise, save, write_factories
 from torch import nn
 
 from sapcli.commands.entry import run
-from sapcli.repair.evidence.estimate import Workload
-from sapcli.repair.evidence.inspection import UNKNOWN, Inspection, inspect_checkpoint, usual_workload
+from sapcli.repairs.evidence.estimate import Workload
+from sapcli.repairs.evidence.inspection import UNKNOWN, Inspection, inspect_checkpoint, usual_workload
 from sapcli.reports.inspection_report import render_inspection
 from sapcli.settings import ModelSource, PlanFormat
 

@@ -13,7 +13,7 @@ from support.data_folders import label_of, opened, write_classes
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.dataset import Dataset
 from sapcli.errors import DatasetError
-from sapcli.repair.evidence.suspects import (
+from sapcli.repairs.evidence.suspects import (
     Suspect,
     area_under_curve,
     corrected_labels,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sapcli.activations.bases import SampleFacts
-from sapcli.repair.alpha_search import Choice, Evidence
-from sapcli.repair.evidence.evaluation import Gain
-from sapcli.repair.evidence.weak_points import weak_points
+from sapcli.repairs.alpha_search import Choice, Evidence
+from sapcli.repairs.evidence.evaluation import Gain
+from sapcli.repairs.evidence.weak_points import weak_points
 
 SOLID = SampleFacts((100, 100), 0)
 CLASSES = ("cat", "dog")
