@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -90,57 +91,76 @@ class Repaired:
         return path
 
 
-def open_session(
-    checkpoint: str | Path,
-    data: str | Path,
-    *,
-    arch: str | None = None,
-    arch_arguments: Mapping[str, object] | None = None,
-    preprocessing: PreprocessingOverrides | None = None,
-    labels: str | Path | None = None,
-    class_map: str | Path | None = None,
-    validation: str | Path | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
-    workers: int = 0,
-    seed: int = 0,
-    cache_dir: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Session:
-    """The stages of a repair as methods, for one checkpoint and one data folder.
+class SessionOptions(TypedDict, total=False):
+    """What `open_session` and `repair` take beside the checkpoint and the data, by name.
 
-    Args:
-        checkpoint: A safetensors file, or a folder that holds one.
-        data: A folder of class folders, or of `train/`, `val/` and `test/` with them.
+    Attributes:
         arch: The architecture, as `--arch` takes it; found by itself where `None`.
         arch_arguments: What its factory is called with.
         preprocessing: Instead of what the checkpoint says of how images are prepared.
         labels: A label file, as `--labels` takes it.
         class_map: Which folder is which class, as `--class-map` takes it.
         validation: A folder of validation images, instead of `data/val`.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        device: `auto`, the default, `cpu`, `cuda`, `cuda:N` or `mps`.
         batch_size: Images at a time; as many as fit their size where `None`.
-        workers: Processes that decode images; with more than 0, call from under `if __name__ == "__main__"`.
-        seed: For all that is random.
+        workers: Processes that decode images, none by default; with more, call from under `if __name__ == "__main__"`.
+        seed: For all that is random; 0 by default.
         cache_dir: Where artifacts are kept; the user's cache folder where `None`.
         progress: Told how far the stages are; nobody where `None`.
+    """
+
+    arch: str | None
+    arch_arguments: Mapping[str, object] | None
+    preprocessing: PreprocessingOverrides | None
+    labels: str | Path | None
+    class_map: str | Path | None
+    validation: str | Path | None
+    device: str
+    batch_size: int | None
+    workers: int
+    seed: int
+    cache_dir: str | Path | None
+    progress: Progress | None
+
+
+def open_session(checkpoint: str | Path, data: str | Path, **options: Unpack[SessionOptions]) -> Session:
+    """The stages of a repair as methods, for one checkpoint and one data folder.
+
+    Args:
+        checkpoint: A safetensors file, or a folder that holds one.
+        data: A folder of class folders, or of `train/`, `val/` and `test/` with them.
+        **options: See `SessionOptions`.
 
     Raises:
         SapError: The checkpoint cannot be opened, or the device is missing.
+        TypeError: An option is none of these.
     """
-    listener = progress or SilentProgress()
+    unknown = options.keys() - SessionOptions.__annotations__.keys()
+    if unknown:
+        known = ", ".join(SessionOptions.__annotations__)
+        raise TypeError(f"there is no option {min(unknown)!r}, but {known}")
+    listener = options.get("progress") or SilentProgress()
     return Session(
         open_checkpoint(checkpoint),
         DataSource(
             Path(data),
-            validation=None if validation is None else Path(validation),
-            labels=None if labels is None else Path(labels),
-            class_map=None if class_map is None else Path(class_map),
+            validation=_path(options.get("validation")),
+            labels=_path(options.get("labels")),
+            class_map=_path(options.get("class_map")),
         ),
-        RunSettings(resolve_device(device), batch_size, workers, seed),
+        RunSettings(
+            resolve_device(options.get("device", "auto")),
+            options.get("batch_size"),
+            options.get("workers", 0),
+            options.get("seed", 0),
+        ),
         listener,
-        Cache(None if cache_dir is None else Path(cache_dir), listener),
-        ModelSource(arch, arch_arguments or {}, preprocessing or PreprocessingOverrides()),
+        Cache(_path(options.get("cache_dir")), listener),
+        ModelSource(
+            options.get("arch"),
+            options.get("arch_arguments") or {},
+            options.get("preprocessing") or PreprocessingOverrides(),
+        ),
     )
 
 
@@ -154,23 +174,12 @@ def repair(
     skip_layers: Sequence[str] = (),
     batchnorm: BatchNorm = BatchNorm.REESTIMATE,
     trusted_count: int = 1000,
-    arch: str | None = None,
-    arch_arguments: Mapping[str, object] | None = None,
-    preprocessing: PreprocessingOverrides | None = None,
-    labels: str | Path | None = None,
-    class_map: str | Path | None = None,
-    validation: str | Path | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
-    workers: int = 0,
-    seed: int = 0,
-    cache_dir: str | Path | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[SessionOptions],
 ) -> Repaired:
     """Repair a classifier that was trained on mislabeled data; nothing is written before `Repaired.save`.
 
     Args:
-        checkpoint: See `open_session`, as for all that is not listed here.
+        checkpoint: See `open_session`.
         data: The noisy training data.
         alpha: How much is kept; searched where `None`.
         importance: How a direction's strength becomes its importance.
@@ -178,38 +187,12 @@ def repair(
         skip_layers: Patterns of weights to leave.
         batchnorm: What becomes of BatchNorm statistics.
         trusted_count: How many samples to trust, in all.
-        arch: See `open_session`.
-        arch_arguments: See `open_session`.
-        preprocessing: See `open_session`.
-        labels: See `open_session`.
-        class_map: See `open_session`.
-        validation: See `open_session`.
-        device: See `open_session`.
-        batch_size: See `open_session`.
-        workers: See `open_session`.
-        seed: See `open_session`.
-        cache_dir: See `open_session`.
-        progress: See `open_session`.
+        **options: See `SessionOptions`.
 
     Raises:
         SapError: The input cannot be used; `message` says why and `hint` what to do.
     """
-    session = open_session(
-        checkpoint,
-        data,
-        arch=arch,
-        arch_arguments=arch_arguments,
-        preprocessing=preprocessing,
-        labels=labels,
-        class_map=class_map,
-        validation=validation,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
-        seed=seed,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    session = open_session(checkpoint, data, **options)
     settings = ProjectionSettings(
         alpha, importance, layers=tuple(layers), skip_layers=tuple(skip_layers), batchnorm=batchnorm
     )
@@ -218,3 +201,7 @@ def repair(
         bases = session.bases(samples)
         outcome, correction = run_repair(session, settings, bases, samples)
     return Repaired(outcome, session, bases, settings, correction)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -48,3 +48,8 @@ def test_no_wing_hides_a_name_of_the_interface() -> None:
     # Importing a folder of the package binds its name in the package, in the place of a function called alike.
     wings = {module.name for module in pkgutil.iter_modules(sapcli.__path__)}
     assert not wings & {name for name in sapcli.__all__ if not name.startswith("_")}
+
+
+def test_a_misspelt_option_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="'bach_size'.*batch_size"):
+        repair(tmp_path / "none.safetensors", tmp_path, bach_size=3)  # type: ignore[call-arg]
