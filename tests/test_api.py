@@ -51,5 +51,5 @@ def test_no_wing_hides_a_name_of_the_interface() -> None:
 
 
 def test_a_misspelt_option_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="'bach_size'.*batch_size"):
+    with pytest.raises(TypeError, match=r"'bach_size'.*batch_size"):
         repair(tmp_path / "none.safetensors", tmp_path, bach_size=3)  # type: ignore[call-arg]
