@@ -45,6 +45,7 @@ from sapcli.networks.architecture import Architecture, load_model, resolve_archi
 from sapcli.networks.factories import find_factory
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.layer_plan import LayerPlan
+from sapcli.repairs.projected_weights import ProjectedWeights
 from sapcli.settings import Importance, PreprocessingOverrides
 
 ROOT = Path(__file__).parent.parent
@@ -122,9 +123,11 @@ def measure(name: str) -> Result:
         plan = LayerPlan(tuple(bases.pieces), skipped)
 
         # The fraction 1 of the energy: every direction that the images have is kept whole.
-        Correction(classifier, checkpoint, bases, plan, Importance.GPM).apply(1.0)
+        names = classifier.loaded.entry_names
+        every = ProjectedWeights(checkpoint, names, bases, Importance.GPM, CPU)
+        Correction(classifier, every, plan).apply(1.0)
         kept_error = require_close(outputs(classifier, images), before, "keeping all directions changes the outputs")
-        correction = Correction(classifier, checkpoint, bases, plan, Importance.SAP)
+        correction = Correction(classifier, ProjectedWeights(checkpoint, names, bases, Importance.SAP, CPU), plan)
         correction.apply(100.0)
         repaired = outputs(classifier, images)
         write_checkpoint(checkpoint, corrected, correction.replacements(100.0), {})

@@ -87,7 +87,7 @@ def ours(case: str, device: torch.device, trusted: int, validation: int) -> dict
     from sapcli.machine.device import fast_dtype, full_precision
     from sapcli.machine.heap import keep_freed_memory
     from sapcli.machine.progress import SilentProgress
-    from sapcli.repairs.correction import KeptTensors, projected_weight
+    from sapcli.repairs.projected_weights import KeptTensors, projected_weight
     from sapcli.settings import Importance, Precision
 
     keep_freed_memory()

@@ -23,6 +23,7 @@ from sapcli.repairs.correction import Correction
 from sapcli.repairs.evidence.evaluation import Gain, Metrics, measure, paired_gain
 from sapcli.repairs.evidence.weak_points import guessing, weak_points
 from sapcli.repairs.layer_plan import LayerPlan
+from sapcli.repairs.projected_weights import ProjectedWeights
 from sapcli.repairs.session import Samples, Session
 from sapcli.repairs.shuffling import shuffled
 from sapcli.repairs.trials import Trials
@@ -180,16 +181,17 @@ def _correction(
             batch_size,
         )
 
-    return Correction(
-        session.classifier,
+    classifier = session.classifier
+    weights = ProjectedWeights(
         session.checkpoint,
+        classifier.loaded.entry_names,
         bases,
-        plan,
         settings.importance,
+        classifier.device,
         forget=forget,
         forget_mode=settings.forget_mode,
-        calibrate=calibrate if indices else None,
     )
+    return Correction(classifier, weights, plan, calibrate if indices else None)
 
 
 def batchnorm_indices(session: Session, settings: ProjectionSettings) -> list[int]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sapcli.activations.capture import Capture
-from sapcli.repairs.correction import rescaled_gain
+from sapcli.repairs.projected_weights import rescaled_gain
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from support.small_project import Outcome, Project, make_project, run_here
 
 from sapcli.activations.bases import Bases, SecondMoments
 from sapcli.machine.progress import SilentProgress
-from sapcli.repairs.correction import projected_weight
+from sapcli.repairs.projected_weights import projected_weight
 from sapcli.settings import Importance
 
 NETWORKS = (

@@ -17,6 +17,7 @@ from sapcli.machine.progress import SilentProgress
 from sapcli.repairs.batchnorm import reestimate
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.layer_plan import LayerPlan, matches, plan_layers
+from sapcli.repairs.projected_weights import ProjectedWeights
 from sapcli.repairs.projection import project
 from sapcli.settings import ForgetMode, Importance
 
@@ -130,10 +131,11 @@ class Case:
                 capture.forward(self.classifier.inputs(batch.images))
         return Bases(moments.pieces(SilentProgress()), moments.skipped(), "weights", "images")
 
-    def correction(self, projected: tuple[str, ...] = PROJECTED, **options: object) -> Correction:
+    def correction(self, projected=PROJECTED, calibrate=None, **options: object) -> Correction:
         """The network under repair."""
-        plan = LayerPlan(projected, {})
-        return Correction(self.classifier, self.checkpoint, self.bases, plan, Importance.SAP, **options)
+        names = self.classifier.loaded.entry_names
+        weights = ProjectedWeights(self.checkpoint, names, self.bases, Importance.SAP, torch.device("cpu"), **options)
+        return Correction(self.classifier, weights, LayerPlan(projected, {}), calibrate)
 
     def expected(self, name: str, alpha: float = ALPHA) -> Tensor:
         """A projected weight."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from sapcli.activations.bases import Bases
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.errors import CheckpointError
-from sapcli.repairs.correction import projected_weight, rescaled_gain
+from sapcli.repairs.projected_weights import projected_weight, rescaled_gain
 from sapcli.settings import ForgetMode, Importance
 
 # Beside the rounding of the file's own type: what two machines' float32 products may differ by.
