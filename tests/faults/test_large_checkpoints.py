@@ -27,7 +27,7 @@ def deep(num_classes=3, width=1536, depth=24):
 """
 MEASURED = """
 import resource, sys
-from sapcli.commands.app import start
+from sapcli.commands.entry import start
 sys.argv[0] = "sap"
 status = start()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

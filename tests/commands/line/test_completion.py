@@ -23,7 +23,7 @@ def offered(line: str, folder: Path, shell: str = "bash") -> list[str]:
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
     process = subprocess.run(
-        [sys.executable, "-c", "from sapcli.commands.app import run; run()"],
+        [sys.executable, "-c", "from sapcli.commands.entry import run; run()"],
         capture_output=True,
         text=True,
         check=False,
