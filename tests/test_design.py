@@ -53,6 +53,7 @@ def located(path: str, wing: Path | None) -> Path | None:
 def mentions(document: Path) -> Iterator[tuple[str, Path | None]]:
     """What stands in backticks, with the wing of the section."""
     for wing, section in sections(document.read_text()):
+        assert all(line.count("`") % 2 == 0 for line in section.splitlines()), "what is in backticks stays in one line"
         for text in re.findall(r"`([^`\n]+)`", section):
             yield text, wing
 
