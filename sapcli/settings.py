@@ -34,6 +34,11 @@ class Importance(StrEnum):
     """1 for the leading directions that hold the fraction `alpha` of the energy, 0 for the rest (gradient projection
     memory, Saha et al., ICLR 2021)."""
 
+    @property
+    def takes_fraction(self) -> bool:
+        """Whether `alpha` is a fraction of the energy, in (0, 1], and not a coefficient above 0."""
+        return self is Importance.GPM
+
 
 class ForgetMode(StrEnum):
     """What a forget set takes away; `Mr` keeps the trusted rows' space, `Mf` the forget rows'."""

@@ -29,7 +29,6 @@ from sapcli.repairs.shuffling import shuffled
 from sapcli.repairs.trials import Trials
 from sapcli.settings import (
     BatchNorm,
-    Importance,
     ProjectionSettings,
 )
 
@@ -108,7 +107,7 @@ def _repair(
     before = None if images is None else session.validation_outcomes(images, indices)
     # A single alpha that is given is not counted: the stage's name tells it.
     count = advance if settings.alpha is None else lambda _done: None
-    trials = Trials(session, correction, settings.importance is Importance.GPM, count)
+    trials = Trials(session, correction, settings.importance.takes_fraction, count)
     on_validation = None if images is None else trials.on_validation(images, indices)
     if settings.alpha is not None:
         choice = Choice(settings.alpha, Evidence.FIXED, ())

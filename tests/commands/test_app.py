@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import typer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,8 +25,10 @@ from support.digits import SIZES, Trained
 from support.processes import SAP, sap
 from support.small_project import Outcome, Project, make_project, run_here, without_privileges
 
+from sapcli.commands.app import app
+
 COUNT = ("-n", "60")
-COMMANDS = ("select", "activations", "project", "eval", "demo", "cache")
+COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

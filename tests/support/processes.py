@@ -22,7 +22,7 @@ from support.small_project import Outcome, Project
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["sapcli.commands.app", "sapcli.commands.project", "sapcli.commands.inspect", "timm.data"]
+    ["sapcli.commands.entry", "sapcli.commands.project", "sapcli.commands.inspect", "timm.data"]
 )
 
 

@@ -17,7 +17,7 @@ from sapcli.datasets.images import Images
 from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
-from sapcli.machine.files import temporary_copy
+from sapcli.machine.files import spool
 from sapcli.repairs.selection import TrustedSet, parse_trusted
 from sapcli.repairs.session import Samples, Session
 
@@ -135,8 +135,9 @@ def given_bases(source: str) -> Bases:
     """The bases in a file or on stdin."""
     if source != STDIO:
         return read_bases(Path(source))
-    with temporary_copy(source) as handle:
-        return read_bases(Path(handle.name), "stdin")
+    # What reads bases opens a path, and the copy, which goes with the process, has no other.
+    with spool(sys.stdin.buffer, "stdin") as copy:
+        return read_bases(Path(f"/dev/fd/{copy.fileno()}"), "stdin")
 
 
 def name_unreadable(terminal: console.Terminal, images: Images) -> None:
