@@ -6,7 +6,6 @@ into eval mode. What it makes of a file is found out by having it do so, as `loa
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,16 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sapcli.checkpoints.checkpoint import TRAINING_STATE, Checkpoint
+from sapcli.checkpoints.module_versions import versions_from_metadata
 from sapcli.errors import ArchitectureError
 from sapcli.networks.factories import Factory
 from sapcli.networks.loading import Match, Outline, require_finite
 
 CHANGED = "changed by the network's own code after it was loaded"
 """Why a weight is not projected that is not the file's entry any more."""
-
-VERSIONS = "state_dict_versions"
-"""The metadata's key for the versions of the modules that PyTorch's files carry, which old formats are known by."""
-
 _EXTRA_STATE = "_extra_state"
 # What a class can override to change how it is filled, or what its names are.
 _METHODS = (
@@ -173,18 +169,10 @@ def _state_dict(checkpoint: Checkpoint, match: Match, prefix: str) -> OrderedDic
     entries = OrderedDict(
         (name, tensors[entry]) for name, entry in sorted(names.items(), key=lambda item: order[item[1]])
     )
-    versions = _versions(checkpoint)
+    versions = versions_from_metadata(checkpoint.metadata, prefix)
     if versions:
         entries._metadata = versions  # type: ignore[attr-defined]
     return entries
-
-
-def _versions(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    try:
-        versions = json.loads(checkpoint.metadata.get(VERSIONS, "{}"))
-        return {str(name): {"version": version} for name, version in versions.items()}
-    except (ValueError, AttributeError, RecursionError):  # metadata is anybody's
-        return {}
 
 
 def _lacks_nothing(found: Any, outline: Outline, prefix: str, match: Match, checkpoint: Checkpoint) -> bool:
