@@ -107,9 +107,11 @@ class SecondMoments:
         module: The network.
         images: How many images will run in all, so that of far more rows than needed a part is taken (see `moments`);
             `None` takes all rows.
+        kept: Weights that are not to be projected, with the reason.
     """
 
-    def __init__(self, module: nn.Module, images: int | None = None) -> None:
+    def __init__(self, module: nn.Module, images: int | None = None, kept: Mapping[str, str] | None = None) -> None:
+        self._kept = kept or {}
         self._images = images
         self._batch = 1
         self._moments: dict[str, dict[WeightView, SecondMoment]] = {}
@@ -117,6 +119,8 @@ class SecondMoments:
         self.capture = Capture(module, self._add)
 
     def _add(self, use: Use) -> None:
+        if use.weight in self._kept or use.gain in self._kept:
+            return
         self._gains.setdefault(use.weight, set()).add(use.gain)
         of_weight = self._moments.setdefault(use.weight, {})
         if use.view not in of_weight:
@@ -142,7 +146,9 @@ class SecondMoments:
         """Why each remaining weight of two or more dimensions is not projected."""
         projectable, gains = self._segments(), self.gains()
         return {
-            name: f"the size of {gains[name]}, which it follows"
+            name: self._kept[name]
+            if name in self._kept
+            else f"the size of {gains[name]}, which it follows"
             if name in gains
             else reason(usage, overlapping=usage.is_projectable and name in self._moments)
             for name, usage in self.capture.usages.items()
@@ -245,7 +251,7 @@ def _captured(
 ) -> tuple[SecondMoments, SampleFacts]:
     """The second moments of the samples' rows, and what the network made of the samples."""
     while True:
-        moments = SecondMoments(classifier.module, None if all_rows else len(indices))
+        moments = SecondMoments(classifier.module, None if all_rows else len(indices), classifier.loaded.kept)
         batch_size = max(images.batch_size // _TIMES_THE_MEMORY, 1)
         try:
             return moments, _run(moments, classifier, images, indices, progress, batch_size)

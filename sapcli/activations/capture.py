@@ -94,7 +94,8 @@ class Capture:
         with ExitStack() as stack:
             for module in self._module.modules():
                 stack.callback(setattr, module, "training", module.training)
-            self._module.eval()
+            if self._module.training:  # else its own code could merge weights a second time
+                self._module.eval()
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             if any(isinstance(module, nn.RNNBase) for module in self._module.modules()):

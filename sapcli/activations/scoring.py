@@ -16,8 +16,8 @@ from sapcli.datasets.smaller_batches import in_portions
 from sapcli.errors import ArchitectureError, NumericsError, SapError
 from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.progress import Progress
+from sapcli.machine.text import in_one_line
 from sapcli.networks.architecture import Architecture, LoadedModel
-from sapcli.networks.factories import in_one_line
 from sapcli.networks.preprocessing import Preprocessing
 
 # Where convolutions are faster on images whose channels lie together.
@@ -49,6 +49,11 @@ class Classifier:
     def module(self) -> nn.Module:
         """The network."""
         return self.loaded.module
+
+    def ensure_eval(self) -> None:
+        """Put the network into eval mode unless it is, once: its code may merge weights at that moment."""
+        if self.module.training:
+            self.module.eval()
 
     def inputs(self, images: Tensor) -> Tensor:
         """Normalised float32 images on the device, from decoded uint8 `[n, C, H, W]`, in the fastest layout.
@@ -102,10 +107,11 @@ class Classifier:
             ArchitectureError: It does not take such images.
         """
         try:
-            yield
+            with self.loaded.running():
+                yield
         except SapError:
             raise
-        except Exception as error:  # nobody can foresee what a network raises
+        except (Exception, SystemExit) as error:  # nobody can foresee what a network raises
             if is_out_of_memory(error):
                 raise
             size = "x".join(map(str, self.architecture.preprocessing.input_size))
@@ -195,7 +201,7 @@ def score(
     """
     columns: list[tuple[Tensor, ...]] = []
     launched: deque[tuple[Tensor, ...]] = deque()
-    classifier.module.eval()
+    classifier.ensure_eval()
     with progress.stage(stage, len(images.dataset.paths) if indices is None else len(indices)) as advance:
         for batch in images.batches(indices):
             launched.extend(in_portions(partial(_launch, classifier, exact), batch, images, progress))

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 import torch
 
+from sapcli.checkpoints.module_versions import versions_as_metadata
 from sapcli.checkpoints.pytorch_file import WRAPPER_KEYS, is_pickled, read_pickled
 from sapcli.checkpoints.safetensors_file import (
     DTYPE_NAMES,
@@ -236,7 +237,7 @@ def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
 def _converted(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str]) -> SafetensorsFile:
     """The tensors in a temporary safetensors file, so that neither they nor a mapping of their file stay in memory."""
     with temporary_copy(source) as copy:
-        save_tensors(copy, tensors, {"format": "pt", **metadata})
+        save_tensors(copy, tensors, {"format": "pt", **versions_as_metadata(tensors), **metadata})
     return SafetensorsFile(copy, source)
 
 

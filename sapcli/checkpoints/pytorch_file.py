@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import IO, TYPE_CHECKING
@@ -58,7 +59,9 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dic
         raise CheckpointError(f"{source} holds a {type(content).__name__}, expected a state dict", _SAVE_HINT)
     weights, rest = _unwrapped(content)
     size = os.fstat(handle.fileno()).st_size
-    tensors: dict[str, Tensor] = {}
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    # The versions of the modules, where PyTorch's own state dicts have them.
+    tensors._metadata = getattr(weights, "_metadata", None)  # type: ignore[attr-defined]
     for name, tensor in (*_tensors_in(weights), *_tensors_in(rest)):
         if name in tensors:
             raise CheckpointError(f"{source} holds two tensors that are called {shown(name)}", _SAVE_HINT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from sapcli.activations.bases import Bases, write_bases
@@ -10,6 +9,7 @@ from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, name_unreadable
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin
+from sapcli.machine.results import results
 
 
 def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None, output: OutputOptions) -> None:
@@ -27,7 +27,7 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     _note_coverage(terminal, bases, inputs.run.verbose)
     name_unreadable(terminal, samples.images)
     if destination is None:
-        write_bases(bases, sys.stdout.buffer)
+        write_bases(bases, results())
     else:
         write_bases(bases, destination)
         console.print_result(str(destination))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.outputs import check_appendable, destination_file, one_stdin, open_output
 from sapcli.datasets.contents import find_contents, from_text
 from sapcli.errors import GateError
+from sapcli.machine.results import are_shown as results_are_shown
 from sapcli.repairs.evidence.evaluation import Metrics, measure, paired_gain
 from sapcli.repairs.evidence.weak_points import guessing
 from sapcli.repairs.metadata import TRUSTED_IMAGES
@@ -48,7 +48,7 @@ def evaluate(
             )
     gain = None if reference is None else paired_gain(reference.outcomes, evaluation.outcomes)
     if output_format is None:
-        on_terminal = destination is None and sys.stdout.isatty()
+        on_terminal = destination is None and results_are_shown()
         output_format = OutputFormat.TABLE if on_terminal else OutputFormat.JSON
     report = EvaluationReport(
         evaluation.metrics, tuple(evaluation.unreadable), None if reference is None else reference.metrics, gain

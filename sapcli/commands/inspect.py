@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line.options import ModelOptions, RunOptions
 from sapcli.commands.line.outputs import open_output
+from sapcli.machine.results import are_shown as results_are_shown
 from sapcli.repairs.alpha_search import Evidence, usual_trials
 from sapcli.repairs.evidence.estimate import Workload
 from sapcli.repairs.evidence.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
@@ -26,7 +25,7 @@ def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: Pl
 def _print(inspection: Inspection, output_format: PlanFormat | None) -> None:
     """A table on a terminal and JSON otherwise, where no format was asked for."""
     if output_format is None:
-        output_format = PlanFormat.TABLE if sys.stdout.isatty() else PlanFormat.JSON
+        output_format = PlanFormat.TABLE if results_are_shown() else PlanFormat.JSON
     with open_output(None) as handle:
         handle.write(render_inspection(inspection, output_format).encode("utf-8", "surrogateescape"))
 

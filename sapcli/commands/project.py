@@ -17,6 +17,7 @@ from sapcli.commands.line.outputs import STDIO, check_appendable, destination_ch
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
 from sapcli.errors import GateError, UsageError
 from sapcli.machine.files import atomic_write
+from sapcli.machine.results import results
 from sapcli.repairs.alpha_search import KNEE, Evidence
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.layer_plan import check_patterns
@@ -138,7 +139,7 @@ def _project(
     replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
     metadata = repair_metadata(session, repair, correction, settings, bases, forget)
     if destination is None:
-        saving.write_checkpoint(checkpoint, sys.stdout.buffer, replacements, metadata)
+        saving.write_checkpoint(checkpoint, results(), replacements, metadata)
     else:
         saving.write_checkpoint(checkpoint, destination, replacements, metadata)
         console.print_result(str(saving.output_files(checkpoint, destination)[-1]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sapcli.errors import SapError
+from sapcli.machine.results import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,6 +122,7 @@ class _PendingFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._temporary: Path | None = None
+        path = place_of(path)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():

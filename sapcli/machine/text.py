@@ -19,3 +19,12 @@ def printable(text: str) -> str:
 def markdown_cell(text: object) -> str:
     """Text for a cell of a Markdown table: in one line, its markup shown and not obeyed."""
     return re.sub(r"([\\`*_{}\[\]<>|#&~$])", r"\\\1", printable(str(text)))
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's kind and text, as one line of a message."""
+    try:
+        text = str(error)
+    except Exception:  # an exception's own code can fail as any other
+        text = ""
+    return f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")

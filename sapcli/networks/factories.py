@@ -1,6 +1,7 @@
 """From the name of an architecture to the function that builds it: timm's, torchvision's, and the user's own.
 
-Nothing here draws random weights, downloads anything, or knows a single architecture.
+Nothing here downloads anything or knows a single architecture. A library's network is built without random values,
+which the checkpoint replaces; the user's own is built as its code builds it, since those values may reach further.
 """
 
 from __future__ import annotations
@@ -8,17 +9,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,11 +21,15 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sapcli.errors import ArchitectureError
+from sapcli.machine.text import in_one_line
+from sapcli.networks.own_code import RUN_AGAIN, OwnCode, load_own_code
 
 # What would fetch or unpickle weights other than the checkpoint's; a config.json from elsewhere must not reach it.
 _WEIGHT_ARGUMENTS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
 )
+
+_CORRECT = "Correct the factory, or its arguments (--arch-arg key=value); --debug shows the traceback."
 
 _RANDOM_FILLS = frozenset(
     {
@@ -53,25 +52,20 @@ class Factory:
     Attributes:
         name: The canonical name: `timm:NAME`, `torchvision:NAME`, `package.module:factory`, `path/to/file.py:factory`.
         function: The function itself.
-        folder: The folder that is importable while it runs; None for a library's.
+        own: The user's own code that it belongs to; None for a library's.
         settings: The preprocessing that the library publishes beside the network, in timm's terms, where the network
             does not carry it itself.
     """
 
     name: str
     function: Callable[..., object]
-    folder: Path | None = None
+    own: OwnCode | None = None
     settings: Callable[[], Mapping[str, object] | None] = lambda: None
 
     @property
     def code_digest(self) -> str:
-        """SHA-256 of the file that the user's own function stands in; empty for a library's, or where there is none."""
-        if self.folder is None:
-            return ""
-        with contextlib.suppress(TypeError, OSError):
-            source = inspect.getsourcefile(inspect.unwrap(self.function))
-            return "" if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()
-        return ""
+        """SHA-256 of all of the user's own code that the function leads to; empty for a library's."""
+        return "" if self.own is None else self.own.digest
 
     def accepts(self, argument: str) -> bool:
         """Whether the function can be called with `argument`."""
@@ -85,43 +79,100 @@ class Factory:
             declared = _parameters(type(network)) | declared
         return {name: parameter.default for name, parameter in declared.items() if name not in _WEIGHT_ARGUMENTS}
 
-    def build(self, arguments: Mapping[str, object]) -> nn.Module:
-        """Build the network on the CPU, in eval mode, its random initial values left at zero.
+    def build(self, arguments: Mapping[str, object], *, seed: int | None = None) -> nn.Module:
+        """Build the network on the CPU: the user's own as its code does, a library's with zeros for random values.
+
+        Args:
+            arguments: What the function is called with.
+            seed: For the random numbers of the user's own code where it does not seed them itself.
 
         Raises:
             ArchitectureError: If an argument would fetch other weights, or the factory fails or returns no network.
         """
-        refused = sorted(_WEIGHT_ARGUMENTS & arguments.keys()) if self.folder is None else []
+        if self.own is None:
+            with _InsteadOfRandom(0.0):
+                return self._called(arguments)
+        with self.own.building(self._failed(arguments), _CORRECT, seed):
+            return self._called(arguments)
+
+    def build_plainly(self, arguments: Mapping[str, object]) -> nn.Module:
+        """Build the network as its code does, random values and all; raises as `build` does."""
+        if self.own is not None:
+            return self.build(arguments)
+        with torch.random.fork_rng(devices=[]):
+            return self._called(arguments)
+
+    def outside_values(self, arguments: Mapping[str, object], fill: float) -> dict[str, torch.Tensor]:
+        """What no checkpoint holds of a library's network that is built with `fill` in place of all random values.
+
+        Raises:
+            ArchitectureError: As `build` does.
+        """
+        with _InsteadOfRandom(fill):
+            return values_outside_of_checkpoints(self._called(arguments))
+
+    def outline(self, arguments: Mapping[str, object]) -> nn.Module:
+        """Build the network for its names and shapes only: a library's without memory where the factory permits it.
+
+        The user's own code is not tried with tensors without values: it could compute for ever with them.
+        """
+        if self.own is not None:
+            return self.build(arguments)
+        # A factory that computes with values cannot run on the meta device; with its parameters alone there, most can.
+        for without_memory in (torch.device("meta"), _EmptyOnMeta()):
+            with contextlib.suppress(ArchitectureError), without_memory:
+                return self.build(arguments)
+        return self.build(arguments)
+
+    @contextlib.contextmanager
+    def running(self, doing: str, hint: str = RUN_AGAIN) -> Iterator[None]:
+        """Run what belongs to the network; of the user's own code, in its surroundings.
+
+        Args:
+            doing: What is done, for the error.
+            hint: What to do where it fails.
+
+        Raises:
+            ArchitectureError: The user's own code raises something.
+        """
+        with contextlib.nullcontext() if self.own is None else self.own.running(f"{self.name} {doing}", hint):
+            yield
+
+    def _called(self, arguments: Mapping[str, object]) -> nn.Module:
+        refused = sorted(_WEIGHT_ARGUMENTS & arguments.keys()) if self.own is None else []
         if refused:
             raise ArchitectureError(
                 f"the argument {refused[0]!r} of {self.name} is refused: the weights come from the checkpoint",
                 f"Leave {refused[0]!r} out of --arch-arg and of model_args.",
             )
         try:
-            with _importable(self.folder), warnings.catch_warnings(), _ZeroInsteadOfRandom():
+            with warnings.catch_warnings():
                 # Libraries announce changes of initial values that are never used here.
                 warnings.simplefilter("ignore", FutureWarning)
                 network = self.function(**arguments)
         except (Exception, SystemExit) as error:
-            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            raise ArchitectureError(
-                f"{self.name}({given}) failed: {in_one_line(error)}",
-                "Correct the factory, or its arguments (--arch-arg key=value); --debug shows the traceback.",
-            ) from error
+            raise ArchitectureError(f"{self._failed(arguments)}: {in_one_line(error)}", _CORRECT) from error
         if not isinstance(network, nn.Module):
             raise ArchitectureError(
                 f"{self.name} returned a {type(network).__name__}, not a torch.nn.Module",
                 "Name a function or class that returns the network.",
             )
-        return network.eval()
+        return network
 
-    def outline(self, arguments: Mapping[str, object]) -> nn.Module:
-        """Build the network for its names and shapes only: without memory where the factory permits it."""
-        # A factory that computes with values cannot run on the meta device; with its parameters alone there, most can.
-        for without_memory in (torch.device("meta"), _EmptyOnMeta()):
-            with contextlib.suppress(ArchitectureError), without_memory:
-                return self.build(arguments)
-        return self.build(arguments)
+    def _failed(self, arguments: Mapping[str, object]) -> str:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"{self.name}({given}) failed"
+
+
+def values_outside_of_checkpoints(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a network that its state dict does not have: buffers that are not saved, and plain attributes."""
+    saved = {id(value) for value in network.state_dict(keep_vars=True).values()}
+    found: dict[str, torch.Tensor] = {}
+    for prefix, module in network.named_modules():
+        for name, value in [*module.named_buffers(recurse=False), *vars(module).items()]:
+            if isinstance(value, torch.Tensor) and id(value) not in saved:
+                found[f"{prefix}.{name}" if prefix else name] = value
+    return found
 
 
 def find_factory(spec: str) -> Factory:
@@ -142,18 +193,14 @@ def find_factory(spec: str) -> Factory:
     if library == "torchvision":
         return _find_torchvision(name) or _unknown(spec)
     place, _, name = spec.rpartition(":")
-    return _find_own(spec, place, name)
+    own = load_own_code(spec, place)
+    return Factory(spec, own.get(spec, name), own)
 
 
 def runs_own_code(spec: str) -> bool:
     """Whether `spec` names code outside of timm and torchvision, which only the user may ask for."""
     library, colon, _ = spec.partition(":")
     return bool(colon) and library not in {"timm", "torchvision"}
-
-
-def in_one_line(error: BaseException) -> str:
-    """An exception's kind and text, as one line of a message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
 def _find_timm(name: str) -> Factory | None:
@@ -215,87 +262,12 @@ def _unknown(spec: str) -> Factory:
     )
 
 
-def _find_own(spec: str, place: str, name: str) -> Factory:
-    file = Path(place) if place.endswith(".py") else None
-    folder = file.resolve().parent if file else Path.cwd()
-    try:
-        with _importable(folder), _default_device_put_back():
-            module = _import_file(file) if file else importlib.import_module(place)
-    except ArchitectureError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ArchitectureError(
-            f"{place} of --arch {spec} cannot be imported: {in_one_line(error)}",
-            "Correct the module, or give the file itself: --arch path/to/file.py:factory.",
-        ) from error
-    function: object = module
-    for part in name.split("."):
-        function = getattr(function, part, None)
-    if not callable(function):
-        offered = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__ and not key.startswith("_")
-        ]
-        raise ArchitectureError(
-            f"{place} has no function or class named {name!r}",
-            f"It offers {', '.join(offered)}." if offered else "Define a function there that returns the network.",
-        )
-    return Factory(spec, function, folder)
+class _InsteadOfRandom(TorchFunctionMode):
+    """One value instead of random initial ones, which the checkpoint replaces and which cost most of a build."""
 
-
-def _import_file(file: Path) -> ModuleType:
-    """Import a file under a name that no other module has, once."""
-    path = file.resolve()
-    if not path.is_file():
-        raise ArchitectureError(
-            f"there is no file {file}", "Give the path to the Python file that defines the network."
-        )
-    name = f"_sap_factory_{hashlib.sha256(str(path).encode(errors='surrogateescape')).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None  # a .py file always has a loader
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # dataclasses and pickle look classes up there
-    try:
-        specification.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-@contextlib.contextmanager
-def _importable(folder: Path | None) -> Iterator[None]:
-    """Make a folder's modules importable, and keep what the user's code prints off stdout, which carries results."""
-    if folder is None:
-        yield
-        return
-    sys.path.insert(0, str(folder))
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-
-
-@contextlib.contextmanager
-def _default_device_put_back() -> Iterator[None]:
-    """Undo a script's `torch.set_default_device`: what is on which device is the user's choice, not its file's."""
-    before = torch.get_default_device()
-    try:
-        yield
-    finally:
-        if torch.get_default_device() != before:
-            # A default of its own, even the CPU, would cost something with every call.
-            torch.set_default_device(None if before.type == "cpu" else before)
-
-
-class _ZeroInsteadOfRandom(TorchFunctionMode):
-    """Zeros instead of random initial values, which the checkpoint replaces anyway and which cost most of a build."""
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self._value = value
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -303,7 +275,7 @@ class _ZeroInsteadOfRandom(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _RANDOM_FILLS:
             with torch.no_grad():
-                return (args[0] if args else kwargs["tensor"]).zero_()
+                return (args[0] if args else kwargs["tensor"]).fill_(self._value)
         return func(*args, **kwargs)
 
 

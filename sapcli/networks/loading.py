@@ -146,11 +146,8 @@ def fill(network: nn.Module, checkpoint: Checkpoint, match: Match) -> None:
             if entry is None or filled.get(id(tensor)) == entry:
                 continue
             values = checkpoint.read(entry).to(tensor.dtype)
-            if isinstance(tensor, nn.Parameter) and not torch.isfinite(values).all():
-                raise NumericsError(
-                    f"{entry} of {checkpoint.source} contains NaN or infinite values",
-                    "The training that wrote it went wrong: take an earlier checkpoint.",
-                )
+            if isinstance(tensor, nn.Parameter):
+                require_finite(values, entry, checkpoint.source)
             first = filled.setdefault(id(tensor), entry)
             if first == entry:
                 tensor.copy_(values)
@@ -159,6 +156,19 @@ def fill(network: nn.Module, checkpoint: Checkpoint, match: Match) -> None:
                     f"{first} and {entry} of {checkpoint.source} differ, but the network uses one tensor for both",
                     "Give the architecture (--arch) or the arguments (--arch-arg) under which they are two tensors.",
                 )
+
+
+def require_finite(values: Tensor, entry: str, source: str) -> None:
+    """Raise where a parameter's values, from that entry of a checkpoint, contain a NaN or an infinity.
+
+    Raises:
+        NumericsError: They do.
+    """
+    if not torch.isfinite(values).all():
+        raise NumericsError(
+            f"{entry} of {source} contains NaN or infinite values",
+            "The training that wrote it went wrong: take an earlier checkpoint.",
+        )
 
 
 def _match_under(prefix: str, checkpoint: Checkpoint, outline: Outline) -> Match:

@@ -35,6 +35,13 @@ def batchnorm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+def may_reestimate(classifier: Classifier) -> bool:
+    """Whether there are statistics, and the checkpoint has a place for all of them."""
+    names = batchnorm_layers(classifier.module)
+    statistics = {f"{name}.{statistic}".lstrip(".") for name in names for statistic in ("running_mean", "running_var")}
+    return bool(names) and statistics <= classifier.loaded.entry_names.keys()
+
+
 def reestimate(
     classifier: Classifier,
     images: Images,
@@ -90,7 +97,8 @@ def _average(
                 seen += len(decoded)
                 for layer in layers:
                     layer.momentum = len(decoded) / seen
-                classifier.forward(classifier.inputs(decoded), exact=False)
+                with classifier.running():
+                    classifier.forward(classifier.inputs(decoded), exact=False)
             advance(len(batch.indices))
 
 

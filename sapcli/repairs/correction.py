@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sapcli.activations.scoring import Classifier
 from sapcli.repairs.batchnorm import batchnorm_layers
@@ -90,12 +90,17 @@ class Correction:
         changed |= {_place(buffer): name for name, buffer in self._buffers.items()}
         return {
             self._classifier.loaded.entry_names[name]: changed[_place(tensor)]
-            for name, tensor in self._classifier.module.state_dict().items()
+            for name, tensor in _tensors(self._classifier.module).items()
             if _place(tensor) in changed and name in self._classifier.loaded.entry_names
         }
 
     def _corrected(self, name: str, alpha: float) -> Tensor:
         return self._calibrated[alpha][name] if name in self._buffers else self._weights.projected(name, alpha).cpu()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers under all their names; a network's own state dict may hold other tensors."""
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
 
 
 def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sapcli.activations.plain_comparison import choose_way
 from sapcli.activations.scoring import Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
@@ -75,7 +76,11 @@ class ModelAndData:
             self.progress.note(
                 f"{len(loaded.extra_entries)} entries are not the network's and stay as they are: {named}"
             )
-        return Classifier(loaded, self.architecture, self.settings.device, self.fast_dtype)
+        for note in loaded.notes:
+            self.progress.warn(note)
+        classifier = Classifier(loaded, self.architecture, self.settings.device, self.fast_dtype)
+        choose_way(classifier, self.progress)
+        return classifier
 
     @property
     def weight_names(self) -> list[str]:

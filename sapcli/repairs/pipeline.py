@@ -16,7 +16,7 @@ from sapcli.repairs.alpha_search import (
 from sapcli.repairs.batchnorm import (
     BATCHNORM_BATCH,
     BATCHNORM_IMAGES,
-    batchnorm_layers,
+    may_reestimate,
     reestimate,
 )
 from sapcli.repairs.correction import Correction
@@ -194,11 +194,11 @@ def _correction(
 
 
 def batchnorm_indices(session: Session, settings: ProjectionSettings) -> list[int]:
-    """The training images that BatchNorm is re-estimated on; none where it is kept or there is none.
+    """The training images that BatchNorm is re-estimated on; none where it is kept, or no file could hold the result.
 
     They are shuffled: in the order of the folders each batch would hold one class, whose own statistics are narrower
     than those of all (a quarter of a nat more test loss on noisy CIFAR-10).
     """
-    if settings.batchnorm is BatchNorm.KEEP or not batchnorm_layers(session.classifier.module):
+    if settings.batchnorm is BatchNorm.KEEP or not may_reestimate(session.classifier):
         return []
     return shuffled(range(len(session.training.paths)), session.settings.seed)[:BATCHNORM_IMAGES]

@@ -191,7 +191,7 @@ def curvatures(
     generator = torch.Generator().manual_seed(seed)
     shape = (_CURVATURE_DRAWS, *classifier.architecture.preprocessing.input_size)
     directions = torch.randint(0, 2, shape, generator=generator).to(classifier.device, torch.float32) * 2 - 1
-    classifier.module.eval()
+    classifier.ensure_eval()
 
     def gradient(inputs: Tensor, labels: Tensor) -> Tensor:
         inputs = inputs.detach().requires_grad_()
@@ -201,11 +201,12 @@ def curvatures(
 
     def curvature(batch: Batch) -> Tensor:
         inputs, labels = classifier.inputs(batch.images), batch.labels.to(classifier.device)
-        at_sample = gradient(inputs, labels)
         total = torch.zeros(len(inputs), device=classifier.device)
-        for direction in directions:
-            moved = gradient(inputs + _CURVATURE_STEP * direction, labels)
-            total += (moved - at_sample).flatten(1).square().sum(dim=1)
+        with classifier.running():
+            at_sample = gradient(inputs, labels)
+            for direction in directions:
+                moved = gradient(inputs + _CURVATURE_STEP * direction, labels)
+                total += (moved - at_sample).flatten(1).square().sum(dim=1)
         return total.cpu() / _CURVATURE_DRAWS
 
     found: list[Tensor] = []

@@ -238,10 +238,12 @@ class Session(ModelAndData):
         outputs = {
             name: sum(piece.view.groups * piece.view.outputs for piece in pieces)
             for name, pieces in bases.pieces.items()
+            if name not in self.classifier.loaded.kept
         }
+        kept = {name: why for name, why in self.classifier.loaded.kept.items() if name in bases.pieces}
         return plan_layers(
             outputs,
-            bases.skipped,
+            {**bases.skipped, **kept},
             self.architecture.num_classes,
             layers=settings.layers,
             skip_layers=settings.skip_layers,

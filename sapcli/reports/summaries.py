@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sapcli.errors import SapError
 from sapcli.machine.files import write_error
+from sapcli.machine.results import place_of
 from sapcli.machine.text import markdown_cell
 from sapcli.reports.evaluation_report import EvaluationReport
 
@@ -45,7 +46,7 @@ def append_summary(file: Path | None, text: str) -> None:
     if file is None:
         return
     try:
-        with file.open("a", encoding="utf-8", errors="replace") as handle:
+        with place_of(file).open("a", encoding="utf-8", errors="replace") as handle:
             handle.write(text)
     except OSError as error:
         raise write_error(str(file), error, SapError) from error

@@ -8,6 +8,7 @@ from support.samples import classifier_of, folder_of, images_of
 from torch import Tensor, nn
 
 from sapcli.activations.scoring import Classifier
+from sapcli.errors import ArchitectureError
 from sapcli.machine.progress import SilentProgress
 from sapcli.repairs.batchnorm import batchnorm_layers, reestimate
 
@@ -93,7 +94,7 @@ def test_an_exception_restores_the_layers(classifier, tmp_path):
 
     images = images_of(folder_of(tmp_path, {"cat": 3, "dog": 2}))
     classifier.module.head.register_forward_hook(stop)
-    with pytest.raises(StopError):
+    with pytest.raises(ArchitectureError, match="StopError"):
         reestimate(classifier, images, range(5), SilentProgress(), "statistics")
     layer = classifier.module.norm
     assert (layer.training, layer.momentum, int(layer.num_batches_tracked)) == (False, 0.3, 7)

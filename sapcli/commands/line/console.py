@@ -21,6 +21,7 @@ from rich.text import Text
 
 from sapcli.errors import SapError
 from sapcli.machine.events import Events
+from sapcli.machine.results import results
 from sapcli.machine.text import printable
 
 
@@ -164,8 +165,9 @@ def _sentence(text: str) -> str:
 def print_result(text: str) -> None:
     """A line of a command's result, on stdout, as bytes: names that are not UTF-8 go through unchanged."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
-    sys.stdout.buffer.flush()
+    stream = results()
+    stream.write(text.encode("utf-8", "surrogateescape") + b"\n")
+    stream.flush()
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

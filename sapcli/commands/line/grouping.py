@@ -8,11 +8,14 @@ from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any, get_type_hints
 
+from sapcli.machine.results import reserved
+
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command for Typer whose parameters of a dataclass type stand for that class's fields.
 
-    So a group of options is written once and taken by a command as one value.
+    So a group of options is written once and taken by a command as one value. While the command runs, stdout carries
+    its result alone.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -35,7 +38,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     def expanded(**arguments: Any) -> None:
         for name, group in groups.items():
             arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
-        command(**arguments)
+        with reserved():
+            command(**arguments)
 
     parameters.sort(key=lambda parameter: parameter.kind)
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
 from sapcli.machine.files import spool
+from sapcli.machine.results import descriptor_of
 from sapcli.repairs.selection import TrustedSet, parse_trusted
 from sapcli.repairs.session import Samples, Session
 
@@ -44,7 +45,7 @@ class Inputs:
     def terminal(self) -> console.Terminal:
         """Where the run tells what it does: people on stderr, and programs on the descriptor that they asked for."""
         descriptor = self.run.progress_json
-        return console.Terminal(self.run.quiet, None if descriptor is None else Events(descriptor))
+        return console.Terminal(self.run.quiet, None if descriptor is None else Events(descriptor_of(descriptor)))
 
     def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
         """The session that the inputs ask for; opens the checkpoint."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.commands.line.options import OutputOptions
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.machine.files import atomic_write, write_error
+from sapcli.machine.results import place_of, results
 from sapcli.settings import ReportForm
 
 STDIO = "-"
@@ -65,6 +65,7 @@ def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions, *, in_
 
 def check_writable(path: Path, force: bool, option: str = "-o") -> None:
     """Raise what would keep `path`, which `option` names, from being written in the end."""
+    path = place_of(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder", f"name a file with {option}")
     if path.exists() and path.is_file() and not force:
@@ -110,8 +111,8 @@ def open_output(destination: Path | None) -> Iterator[IO[bytes]]:
     """The destination, atomically written, or stdout."""
     if destination is None:
         try:
-            yield sys.stdout.buffer
-            sys.stdout.buffer.flush()
+            yield results()
+            results().flush()
         except BrokenPipeError:
             raise
         except OSError as error:

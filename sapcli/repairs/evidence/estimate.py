@@ -238,7 +238,7 @@ def _measure_network(classifier: Classifier, images: Tensor) -> Network:
     held = [*module.parameters(), *module.buffers()]
     counter = FlopCounterMode(display=False)
     footprint = _Footprint(held)
-    with torch.no_grad(), counter, footprint:
+    with classifier.running(), torch.no_grad(), counter, footprint:
         module(images)
     return Network(
         max(1, counter.get_total_flops() // len(images)),
@@ -278,7 +278,7 @@ def _measure_rates(classifier: Classifier, network: Network, images: Tensor, bat
     square = torch.ones(_PRODUCT_SIDE, _PRODUCT_SIDE, device=device)
 
     def forward() -> None:
-        with torch.inference_mode():
+        with classifier.running(), torch.inference_mode():
             classifier.forward(batch, exact=False)
 
     return Rates(

@@ -18,7 +18,7 @@ from sapcli.machine.device import full_precision
 from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
 from sapcli.networks.recognition import Candidate, recognise
 from sapcli.repairs.alpha_search import Evidence, usual_trials
-from sapcli.repairs.batchnorm import BATCHNORM_IMAGES, batchnorm_layers
+from sapcli.repairs.batchnorm import BATCHNORM_IMAGES, may_reestimate
 from sapcli.repairs.evidence.estimate import Estimate, Workload, estimate
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.settings import ModelSource, ProjectionSettings
@@ -167,7 +167,7 @@ def inspect_classifier(
         UsageError: The settings leave no weight, or name one that there is not.
         SapError: The network cannot run on images of its size.
     """
-    if not batchnorm_layers(classifier.module):
+    if not may_reestimate(classifier):
         workload = replace(workload, batchnorm=0)
     trial = _try_noise(classifier)
     outputs = {name: sum(view.groups * view.outputs for view in views) for name, views in trial.views.items()}
@@ -201,7 +201,7 @@ def _try_noise(classifier: Classifier) -> _Trial:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_IMAGES, *classifier.architecture.preprocessing.input_size, generator=generator)
     images = images.to(classifier.device)
-    moments = SecondMoments(classifier.module)
+    moments = SecondMoments(classifier.module, kept=classifier.loaded.kept)
     with full_precision(), moments.capture as capture:
         with classifier.running():
             output = capture.forward(images)

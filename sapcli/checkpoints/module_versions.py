@@ -1,0 +1,40 @@
+"""The versions of a network's modules, by which their own code knows old files and turns what is in them.
+
+A state dict of PyTorch's has them as an attribute, `_metadata`; PyTorch's files keep it, safetensors files have no
+place for it but their free texts. Without them a network's code could take a new file for an old one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_KEY = "state_dict_versions"
+
+
+def versions_as_metadata(state_dict: object) -> dict[str, str]:
+    """What a safetensors file's metadata is to hold of the versions in a state dict; nothing where it has none."""
+    about = getattr(state_dict, "_metadata", None)
+    if not isinstance(about, Mapping):
+        return {}
+    versions = {
+        str(name): value["version"]
+        for name, value in about.items()
+        if isinstance(value, Mapping) and isinstance(value.get("version"), int)
+    }
+    return {_KEY: json.dumps(versions)} if versions else {}
+
+
+def versions_from_metadata(metadata: Mapping[str, str], prefix: str) -> dict[str, dict[str, Any]]:
+    """The `_metadata` of the state dict of a network whose names stand behind `prefix` in the file."""
+    try:
+        versions = json.loads(metadata.get(_KEY, "{}"))
+        found = {str(name): int(version) for name, version in versions.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):  # metadata is anybody's
+        return {}
+    return {
+        f"{name}.".removeprefix(prefix).rstrip("."): {"version": version}
+        for name, version in found.items()
+        if f"{name}.".startswith(prefix)
+    }
