@@ -16,6 +16,7 @@ from sapcli.repair.alpha_search import (
 from sapcli.repair.batchnorm import (
     BATCHNORM_BATCH,
     BATCHNORM_IMAGES,
+    Reestimation,
     batchnorm_layers,
     reestimate,
 )
@@ -31,6 +32,8 @@ from sapcli.settings import (
     Importance,
     ProjectionSettings,
 )
+
+_NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True)
@@ -167,18 +170,22 @@ def _correction(
     session: Session, settings: ProjectionSettings, bases: Bases, plan: LayerPlan, forget: Bases | None
 ) -> Correction:
     indices = batchnorm_indices(session, settings)
-    batch_size = BATCHNORM_BATCH
+    last = Reestimation(BATCHNORM_BATCH)
 
     def calibrate(first: int | None) -> None:
-        nonlocal batch_size
-        batch_size = reestimate(
+        nonlocal last
+        named = last.kept
+        last = reestimate(
             session.classifier,
             session.training_images,
             indices[:first],
             session.progress,
             "re-estimating BatchNorm",
-            batch_size,
+            last.batch_size,
         )
+        if last.kept and last.kept != named:
+            shown = ", ".join(last.kept[:_NAMED_AT_MOST]) + (", ..." if len(last.kept) > _NAMED_AT_MOST else "")
+            session.progress.note(f"BatchNorm layers whose forward nothing went through keep their statistics: {shown}")
 
     return Correction(
         session.classifier,
