@@ -21,6 +21,9 @@ _PROBES = 4
 # So far from orthonormal, or from the matrix, in units of the square root of the precision, is no rounding: that of
 # 4,608 columns is a hundred times smaller.
 _TOLERANCE = 10.0
+# What float32 rounds off of an eigenvalue, at most, in units of its precision and of the largest one; and the part of
+# them that has to be above that.
+_ROUNDING, _FEW_TOLD = 16, 1 / 8
 
 Decomposed = tuple[Tensor, Tensor]
 
@@ -87,7 +90,7 @@ def _first_that_succeeds(matrix: Tensor, name: str) -> Decomposed:
         except (RuntimeError, MemoryError) as error:  # torch.linalg.LinAlgError, which torch does not export, is one
             failures.append(error)
             continue
-        if _is_decomposition(matrix, values, vectors):
+        if _is_decomposition(matrix, values, vectors) and not _is_mostly_rounding(values):
             return values.to(matrix.device), vectors.to(matrix.device)
     found = f": {str(failures[-1]).splitlines()[0]}" if failures and str(failures[-1]) else ""
     raise NumericsError(
@@ -120,6 +123,17 @@ def _reversed_and_shifted(matrix: Tensor) -> Decomposed:
     moved = matrix.flip((-2, -1)) + torch.diag_embed(shift.expand(-1, matrix.shape[-1]))
     values, vectors = torch.linalg.eigh(moved)
     return values - shift, vectors.flip(-2)
+
+
+def _is_mostly_rounding(values: Tensor) -> bool:
+    """Whether float32 tells next to nothing of almost all directions, as of a matrix of rank one.
+
+    The many small energies that rounding gives them would together weigh more than the few that are there.
+    """
+    if values.dtype == torch.float64:
+        return False
+    told = values > _ROUNDING * torch.finfo(values.dtype).eps * values[:, -1:]
+    return bool((told.sum(dim=-1) < _FEW_TOLD * values.shape[-1]).any())
 
 
 def _is_decomposition(matrix: Tensor, values: Tensor, vectors: Tensor) -> bool:

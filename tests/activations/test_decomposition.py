@@ -125,6 +125,28 @@ def test_a_matrix_without_dead_columns_is_decomposed_as_it_is() -> None:
     assert torch.equal(vectors, plain_vectors.flip(-1))
 
 
+@pytest.mark.parametrize("kind", ["rank one", "all equal", "ordinary"])
+def test_what_is_mostly_rounding_in_float32_is_decomposed_in_float64(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: list[torch.dtype] = []
+
+    def eigh(matrix: Tensor) -> object:
+        dtypes.append(matrix.dtype)
+        return EIGH(matrix)
+
+    monkeypatch.setattr("sapcli.activations.moments._LARGE", LENGTH)
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    rows = hard_rows(kind, LENGTH, 4 * LENGTH)
+    # So large an alpha would show what rounding leaves of each direction.
+    if kind != "ordinary":
+        assert_right(basis_of(rows), rows, alpha=1e5, tolerance=1e-3)
+        assert dtypes == [torch.float32, torch.float64]
+    else:
+        basis_of(rows)
+        assert dtypes == [torch.float32]
+
+
 def _gives_up(_matrix: Tensor) -> tuple[Tensor, Tensor]:
     raise torch._C._LinAlgError("the algorithm failed to converge")
 
