@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sapcli.datasets.images import Batch, Images
 from sapcli.datasets.smaller_batches import in_portions
 from sapcli.errors import ArchitectureError, NumericsError, SapError
+from sapcli.machine.device import float64_device
 from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.progress import Progress
 from sapcli.networks.architecture import Architecture, LoadedModel
@@ -144,10 +145,11 @@ class Outcomes:
     Attributes:
         indices: Positions in the dataset, int64 `[n]`, ascending.
         labels: The given labels, int64 `[n]`.
-        losses: Cross-entropy with the given labels in nats, float32 `[n]`.
-        predictions: The most probable class, int64 `[n]`.
+        losses: Cross-entropy with the given labels in nats, float64 `[n]`; see `cross_entropies`.
+        predictions: The most probable class, of equally probable ones the first, int64 `[n]`.
         confidences: Its probability, float32 `[n]`.
         ranks: How many classes are more probable than the given label, int64 `[n]`.
+        ties: How many classes are exactly as probable as the given label, itself among them, int64 `[n]`.
     """
 
     indices: Tensor
@@ -156,6 +158,7 @@ class Outcomes:
     predictions: Tensor
     confidences: Tensor
     ranks: Tensor
+    ties: Tensor
 
     @property
     def correct(self) -> Tensor:
@@ -191,7 +194,7 @@ def score(
         exact: Whether in float32, and not in what the device is fastest at.
 
     Raises:
-        NumericsError: The network's output holds a NaN.
+        NumericsError: The network's output holds a NaN or positive infinity.
     """
     columns: list[tuple[Tensor, ...]] = []
     launched: deque[tuple[Tensor, ...]] = deque()
@@ -205,20 +208,39 @@ def score(
         columns += map(_collected, launched)
     if not columns:
         empty = torch.zeros(0, dtype=torch.int64)
-        return Outcomes(empty, empty, empty.float(), empty, empty.float(), empty)
+        return Outcomes(empty, empty, empty.double(), empty, empty.float(), empty, empty)
     return Outcomes(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
 def _launch(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
-    """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are NaN."""
+    """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are none."""
     logits = classifier.logits(batch.images, exact=exact)
     labels = batch.labels.to(logits.device)
-    probabilities = logits.softmax(dim=1)
-    confidences, predictions = probabilities.max(dim=1)
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    confidences = logits.softmax(dim=1).amax(dim=1)
     of_label = logits.gather(1, labels.unsqueeze(1))
-    ranks = (logits > of_label).sum(dim=1)
-    return batch.indices, batch.labels, losses, predictions, confidences, ranks, logits.isnan().any(dim=1)
+    ranks, ties = (logits > of_label).sum(dim=1), (logits == of_label).sum(dim=1)
+    undefined = ~(logits < torch.inf).all(dim=1)
+    losses = cross_entropies(logits, labels)
+    return batch.indices, batch.labels, losses, logits.argmax(dim=1), confidences, ranks, ties, undefined
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each row in nats, float64 `[n]`, on a device that has float64.
+
+    As `log(1 + exp(d))`, where `d` is by how much the log of the others' summed exponentials lies above the label's
+    logit: so it does not round to 0 for a model that is sure of the label, and sure samples can be told apart.
+
+    Args:
+        logits: `[n, classes]`.
+        labels: Classes, int64 `[n]`.
+    """
+    wide = logits.to(float64_device(logits.device), torch.float64)
+    label = labels.to(wide.device).unsqueeze(1)
+    of_label = wide.gather(1, label).squeeze(1)
+    if wide.shape[1] == 1:
+        return of_label * 0
+    distance = wide.scatter(1, label, -torch.inf).logsumexp(dim=1) - of_label
+    return torch.logaddexp(torch.zeros_like(distance), distance)
 
 
 def _collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -226,7 +248,7 @@ def _collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     *columns, undefined = (column.cpu() for column in launched)
     if bool(undefined.any()):
         raise NumericsError(
-            f"the network's output is NaN for image number {int(columns[0][undefined][0])}",
+            f"the network's output is NaN or infinite for image number {int(columns[0][undefined][0])}",
             "look at the checkpoint's weights and the preprocessing (--mean, --std)",
         )
     return tuple(columns)
