@@ -145,7 +145,7 @@ class Outcomes:
     Attributes:
         indices: Positions in the dataset, int64 `[n]`, ascending.
         labels: The given labels, int64 `[n]`.
-        losses: Cross-entropy with the given labels in nats, float64 `[n]`; see `cross_entropies`.
+        losses: Cross-entropy with the given labels in nats, computed in float64, `[n]`; see `cross_entropies`.
         predictions: The most probable class, of equally probable ones the first, int64 `[n]`.
         confidences: Its probability, float32 `[n]`.
         ranks: How many classes are more probable than the given label, int64 `[n]`.
@@ -220,26 +220,27 @@ def _launch(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, 
     of_label = logits.gather(1, labels.unsqueeze(1))
     ranks, ties = (logits > of_label).sum(dim=1), (logits == of_label).sum(dim=1)
     undefined = ~(logits < torch.inf).all(dim=1)
-    losses = cross_entropies(logits, labels)
+    wide = logits.to(float64_device(logits.device), torch.float64)
+    losses = cross_entropies(wide, labels.to(wide.device))
     return batch.indices, batch.labels, losses, logits.argmax(dim=1), confidences, ranks, ties, undefined
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy of each row in nats, float64 `[n]`, on a device that has float64.
+    """The cross-entropy of each row in nats, `[n]`, in the precision of `logits`.
 
     As `log(1 + exp(d))`, where `d` is by how much the log of the others' summed exponentials lies above the label's
-    logit: so it does not round to 0 for a model that is sure of the label, and sure samples can be told apart.
+    logit: so neither it nor its gradient rounds to 0 for a model that is sure of the label, and sure samples can be
+    told apart.
 
     Args:
         logits: `[n, classes]`.
         labels: Classes, int64 `[n]`.
     """
-    wide = logits.to(float64_device(logits.device), torch.float64)
-    label = labels.to(wide.device).unsqueeze(1)
-    of_label = wide.gather(1, label).squeeze(1)
-    if wide.shape[1] == 1:
+    label = labels.unsqueeze(1)
+    of_label = logits.gather(1, label).squeeze(1)
+    if logits.shape[1] == 1:
         return of_label * 0
-    distance = wide.scatter(1, label, -torch.inf).logsumexp(dim=1) - of_label
+    distance = logits.scatter(1, label, -torch.inf).logsumexp(dim=1) - of_label
     return torch.logaddexp(torch.zeros_like(distance), distance)
 
 

@@ -115,14 +115,18 @@ def reference_loss(logits: Tensor, label: int) -> float:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
-def test_losses_of_a_sure_model_tell_samples_apart(device):
+def test_losses_of_a_sure_model_tell_samples_apart(device, tmp_path):
+    images = images_of(folder_of(tmp_path, {"a": 7, "b": 0, "c": 0}), 7)
     logits = torch.tensor(
         [[20.0, 0, 0], [40.0, 1, 0], [90.0, 1, 2], [300.0, 0, 0], [0.0, 40, 0], [1.0, 1, 1], [-3e4, 2, 2]]
     )
     labels = torch.zeros(len(logits), dtype=torch.int64)
     place = torch.device(device) if device == "cpu" else torch.device(device, 0)
     with nullcontext() if device == "cpu" else pretended_gpu(place):
-        losses = cross_entropies(logits.to(place), labels.to(place)).cpu()
+        output = Returns(logits.to(place))
+        classifier = classifier_of(output, 3)
+        classifier.device = place
+        losses = score(classifier, images, SilentProgress(), "scoring").losses
     assert losses.dtype == torch.float64
     expected = [reference_loss(row, 0) for row in logits]
     assert losses.tolist() == pytest.approx(expected, rel=1e-12)
