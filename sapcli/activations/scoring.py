@@ -25,6 +25,10 @@ from sapcli.networks.preprocessing import Preprocessing
 _FAST_CHANNELS_LAST = ("cpu", "cuda")
 # A GPU is asked what it made of a batch when it has the next one: meanwhile, that is decoded and laid out.
 _LAUNCHED_AHEAD = 1
+ONE_LOGIT = (
+    "one output for two classes, as for a sigmoid, is not supported: give a factory (--arch) whose module returns"
+    " torch.cat([torch.zeros_like(z), z], dim=1) of that output z, [n, 1]"
+)
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Classifier:
         fast_dtype: What passes that need not be exact are converted to; `None` leaves them in float32.
         as_built: Whether the network runs only as it was built, neither converted nor on images whose channels lie
             together; found out when it is run.
+        copies_inputs: Whether the network is given copies of its images, since it writes into them.
     """
 
     loaded: LoadedModel
@@ -45,6 +50,7 @@ class Classifier:
     device: torch.device
     fast_dtype: torch.dtype | None = None
     as_built: bool = False
+    copies_inputs: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -73,17 +79,21 @@ class Classifier:
     def forward(self, inputs: Tensor, *, exact: bool = True) -> object:
         """What the network makes of normalised images, in float32 or, where it need not be exact, in `fast_dtype`."""
         if self.as_built:
-            return self.module(inputs.contiguous())
+            return self.module(self._own(inputs.contiguous()))
         dtype = None if exact else self.fast_dtype
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                return self.module(inputs)
+                return self.module(self._own(inputs))
         except Exception as error:  # not every network takes that, and each fails in its own way
             if is_out_of_memory(error):
                 raise
-            output = self.module(inputs.contiguous())
+            output = self.module(self._own(inputs.contiguous()))
             self.as_built = True
             return output
+
+    def _own(self, inputs: Tensor) -> Tensor:
+        """The images as they are handed to the network."""
+        return inputs.clone() if self.copies_inputs else inputs
 
     def try_layout(self) -> None:
         """Find out whether the network takes images as `inputs` gives them, before a pass that begins only once.
@@ -124,9 +134,12 @@ class Classifier:
         classes = self.architecture.num_classes
         if not isinstance(output, Tensor) or output.shape != (count, classes):
             found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            hint = "give a factory whose module returns the logits alone (--arch file.py:factory)"
+            if isinstance(output, Tensor) and output.numel() == count and classes == 2:
+                hint = ONE_LOGIT
             raise ArchitectureError(
                 f"{self.architecture.name} returns {found} for {count} images, expected logits [{count}, {classes}]",
-                "give a factory whose module returns the logits alone (--arch file.py:factory)",
+                hint,
             )
         return output.float()
 

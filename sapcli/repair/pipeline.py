@@ -89,6 +89,7 @@ def run_repair(
     Raises:
         UsageError: Alpha is to be searched, and there is neither validation data nor a trusted set.
     """
+    session.check_forward(session.training, stop=True)
     stage = "choosing alpha" if settings.alpha is None else f"projecting with alpha {settings.alpha:g}"
     # One stage to those who listen: what is inside it shows only while it runs.
     with session.progress.stage(stage, None, "alphas") as advance:
