@@ -26,7 +26,7 @@ from sapcli.machine.progress import Progress
 Content = TypeVar("Content")
 
 # Entries of another version of this program's artifacts are never found.
-_VERSION = 2
+_VERSION = 3
 DEFAULT_LIMIT_BYTES = 10 << 30
 # An entry that was used so short a time ago may be in use by another process and is not evicted.
 _IN_USE_SECONDS = 600.0

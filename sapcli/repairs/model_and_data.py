@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sapcli.activations.plain_comparison import choose_way
-from sapcli.activations.scoring import Classifier, Outcomes, score
+from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.datasets.folders import split_folders
@@ -155,15 +155,28 @@ class ModelAndData:
         return None if dataset.fingerprint in used else dataset
 
     def _open(self, folder: Path, role: Role, split: str | None) -> Dataset:
-        dataset = open_dataset(
-            folder,
-            role,
-            self.architecture.num_classes,
-            split=split,
-            label_names=self.architecture.label_names,
-            labels=self.source.labels,
-            class_map=self.source.class_map,
-        )
+        def with_classes(count: int) -> Dataset | None:
+            return open_dataset(
+                folder,
+                role,
+                count,
+                split=split,
+                label_names=self.architecture.label_names,
+                labels=self.source.labels,
+                class_map=self.source.class_map,
+            )
+
+        classes = self.architecture.num_classes
+        try:
+            dataset = with_classes(classes)
+        except DatasetError as error:
+            if classes == 1:
+                with contextlib.suppress(DatasetError):
+                    with_classes(2)
+                    raise ArchitectureError(
+                        f"{self.architecture.name} has one output, and {folder} has two classes", ONE_LOGIT
+                    ) from error
+            raise
         if dataset is None:
             raise DatasetError(f"{folder} has no images for this", "name the folder with --split")
         return dataset

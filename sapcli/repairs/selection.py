@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sapcli.activations.scoring import Classifier
+from sapcli.activations.scoring import Classifier, cross_entropies
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.images import Batch, Images
 from sapcli.datasets.smaller_batches import in_portions
@@ -147,9 +147,14 @@ def select_lowest(
     samples = []
     for position in chosen.tolist():
         index = int(indices[position])
-        loss = None if losses is None else round(float(losses[position]), 6)
+        loss = None if losses is None else _rounded(float(losses[position]))
         samples.append(TrustedSample(index, dataset.paths[index], dataset.classes[dataset.labels[index]], loss))
     return TrustedSet(tuple(samples))
+
+
+def _rounded(loss: float) -> float:
+    """To six places, and a small one to six digits."""
+    return float(f"{loss:.6g}") if loss < 1 else round(loss, 6)
 
 
 def likely_lowest(dataset: Dataset, indices: Tensor, scores: Tensor, count: int) -> list[int]:
@@ -196,7 +201,7 @@ def curvatures(
     def gradient(inputs: Tensor, labels: Tensor) -> Tensor:
         inputs = inputs.detach().requires_grad_()
         logits = classifier.check_output(classifier.forward(inputs), len(inputs))
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        loss = cross_entropies(logits, labels).sum()
         return torch.autograd.grad(loss, inputs)[0]
 
     def curvature(batch: Batch) -> Tensor:

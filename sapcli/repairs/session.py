@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from sapcli.activations.bases import Bases, collect_bases, read_bases, write_bases
+from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
 from sapcli.activations.scoring import Outcomes
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.contents import contents_of, find_contents
-from sapcli.datasets.dataset import Role
+from sapcli.datasets.dataset import Dataset, Role
 from sapcli.datasets.images import Images
-from sapcli.errors import CheckpointError
+from sapcli.errors import ArchitectureError, CheckpointError
 from sapcli.machine.cache import Content
 from sapcli.machine.files import atomic_write
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
@@ -38,6 +39,8 @@ class Samples:
 
 class Session(ModelAndData):
     """A checkpoint and a data folder with the stages of a repair as methods; what was made once is kept."""
+
+    _findings: tuple[Finding, ...] | None = None
 
     def _cache_key(self, fingerprint: str) -> dict[str, object]:
         """What every cached artifact depends on: the weights, how images are fed to them, and the images."""
@@ -85,6 +88,42 @@ class Session(ModelAndData):
         images.leave_out(known)
         return content
 
+    def check_forward(self, dataset: Dataset, *, stop: bool) -> None:
+        """Look once, on a few images, whether the network is a function from an image to its logits; see `probe`.
+
+        What is found is said once. What was found for these weights before is remembered in the cache.
+
+        Args:
+            dataset: Whose images.
+            stop: Whether a network whose numbers would all be wrong is an error.
+
+        Raises:
+            ArchitectureError: Its logits depend on other images or on chance.
+        """
+        source = self.checkpoint.source
+        if self._findings is None:
+            self._findings = self.cache.fetch(
+                "probe",
+                self._cache_key(dataset.fingerprint),
+                make=lambda: probe(self.classifier, images_to_probe(dataset, self.architecture.preprocessing)),
+                read=read_findings,
+                write=write_findings,
+            )
+            for finding in self._findings:
+                finding.tell(source, self.progress)
+                if finding.fault is Fault.WRITES:
+                    self.classifier.copies_inputs = True
+        worst = next((finding for finding in self._findings if finding.fault.spoils_everything), None)
+        if stop and worst is not None:
+            raise ArchitectureError(f"{source}: {worst.text}", worst.advice)
+
+    def score(
+        self, images: Images, stage: str, indices: Sequence[int] | None = None, *, exact: bool = True
+    ) -> Outcomes:
+        """Run the classifier over images, after a look at whether it can be trusted; see `scoring.score`."""
+        self.check_forward(images.dataset, stop=False)
+        return super().score(images, stage, indices, exact=exact)
+
     def training_outcomes(self) -> Outcomes:
         """What the checkpoint's own weights make of every training image, need not be exactly, cached."""
         every = range(len(self.training.paths))
@@ -95,6 +134,7 @@ class Session(ModelAndData):
         return self._outcomes(images, indices, "validation", "validating the unchanged model")
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
+        self.check_forward(images.dataset, stop=False)
         parts = self._cache_key(images.dataset.fingerprint) | {
             "dtype": str(self.fast_dtype),
             "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
@@ -116,6 +156,8 @@ class Session(ModelAndData):
                 f"{settings.count:,} trusted samples are more than half of the {len(self.training.paths):,} training"
                 " images, wrong labels among them: a smaller -n leaves the doubtful ones out"
             )
+        if settings.strategy is not Strategy.RANDOM:
+            self.check_forward(self.training, stop=True)
         excluded = self._shared_with_validation()
         parts = self._cache_key(self.training.fingerprint) | {
             "count": settings.count,
@@ -193,6 +235,7 @@ class Session(ModelAndData):
 
     def bases(self, samples: Samples) -> Bases:
         """The bases of all weights from the samples' activations, cached."""
+        self.check_forward(samples.images.dataset, stop=True)
         parts = self._cache_key(samples.images.dataset.fingerprint) | {
             "samples": samples.digest,
             "all_rows": self.settings.all_rows,

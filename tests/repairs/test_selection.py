@@ -96,6 +96,16 @@ def test_selection_says_what_is_short(dataset):
     assert notes.said[-1] == "9 trusted samples instead of 99: there are no more"
 
 
+def test_losses_far_below_a_millionth_choose_and_are_told(dataset):
+    losses = torch.tensor([5e-12, 3e-14, 2e-9, 4e-20, 1e-13, 0.5, 1.23456789, 1e-30, 9.0], dtype=torch.float64)
+    chosen = select_lowest(dataset, torch.arange(9), losses, 5, losses, SilentProgress())
+    assert chosen.indices == (1, 3, 5, 7, 8)
+    assert [sample.loss for sample in chosen.samples] == [3e-14, 4e-20, 0.5, 1e-30, 9.0]
+    whole = select_lowest(dataset, torch.arange(9), losses, 9, losses, SilentProgress())
+    assert whole.samples[6].loss == 1.234568
+    assert parse_trusted(whole.to_json_lines().splitlines(), "list", dataset) == whole
+
+
 def test_only_candidates_are_selected(dataset):
     chosen = select_lowest(dataset, torch.tensor([1, 4, 6]), torch.zeros(3), 2, None, SilentProgress())
     assert chosen.indices == (1, 6)

@@ -44,6 +44,7 @@ def outcomes() -> Outcomes:
         predictions=torch.tensor([0, 2, 1, 1, 2]),
         confidences=torch.tensor([0.9, 0.6, 0.4, 0.9, 0.8]),
         ranks=torch.tensor([0, 1, 0, 2, 0]),
+        ties=torch.ones(5, dtype=torch.int64),
     )
 
 
