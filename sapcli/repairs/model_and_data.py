@@ -14,7 +14,6 @@ import torch
 from sapcli.activations.scoring import Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
-from sapcli.datasets.class_orders import ClassOrder, known_orders
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.datasets.folders import split_folders
 from sapcli.datasets.images import Images
@@ -26,6 +25,7 @@ from sapcli.networks.architecture import Architecture, load_model, resolve_archi
 from sapcli.networks.description import describes_itself
 from sapcli.networks.preprocessing import Preprocessing
 from sapcli.repairs.class_order.likely import choose_known_order
+from sapcli.repairs.class_order.orders import ClassOrder, known_orders
 from sapcli.settings import DataSource, ModelSource, PreprocessingOverrides, RunSettings
 
 # So many images of a class, and of all, tell in which order the classes are.

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sapcli.datasets.class_orders import ClassOrder, known_orders
 from sapcli.repairs.class_order.assignment import best_assignment
+from sapcli.repairs.class_order.orders import ClassOrder, known_orders
 
 _Numbers = npt.NDArray[np.int64]
 
@@ -210,7 +210,7 @@ class _Answers:
         is_large = other >= _PART * count or (
             len(rows) >= _MANY_CLASSES and other >= _SMALLER_PART * count and other >= _LARGER_MARGIN * own
         )
-        if not is_large or other < _MARGIN * own or not self._knows_the_others(own, count):
+        if not is_large or other < _MARGIN * own or not self._knows_the_others(outputs, other, count):
             return False
         if not _agree(others, taken):
             return False
@@ -222,10 +222,10 @@ class _Answers:
             and _tail_bits(other, count, other_by_chance / count) + ways <= self.limit
         )
 
-    def _knows_the_others(self, own: int, count: int) -> bool:
+    def _knows_the_others(self, outputs: _Numbers, other: int, count: int) -> bool:
         """Whether the network has the other classes right, where they are most: a weak one exchanges some by itself."""
         others = self.total - count
-        return count > others or int(self.hits.sum()) - own >= _PART * others
+        return count > others or self.explained(outputs) - other >= _PART * others
 
     def best_exchange(self) -> _Numbers | None:
         """The assignment of classes to outputs that explains most, without the exchanges that chance explains."""
