@@ -201,15 +201,15 @@ class ModelAndData:
         outcomes = self.answers(self.images(dataset), indices)
         found = choose_known_order(outcomes.labels.numpy(), outcomes.predictions.numpy(), orders)
         chosen = found.order or expected
-        shares = ", ".join(f"{share:.0%} in {order.value}" for order, share in found.shares.items())
+        shares = ", ".join(f"{share:.0%} in {order.short}" for order, share in found.shares.items())
         if found.order is None:
             self.progress.warn(
-                f"{dataset.root}: {len(outcomes)} of the model's answers do not tell in which order its classes are"
-                f" ({shares} are right): {chosen.value} is taken, --class-map says another"
+                f"{dataset.root}: the model's answers do not tell in which order its classes are (of {len(outcomes)},"
+                f" {shares} are right): {chosen.value} is taken; --class-map FILE says another"
             )
         else:
             self.progress.note(
-                f"classes: {chosen.value}, found from {len(outcomes)} of the model's answers ({shares} are right)"
+                f"classes: {chosen.value}, found from the model's answers (of {len(outcomes)}, {shares} are right)"
             )
         return orders[chosen]
 

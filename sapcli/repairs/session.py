@@ -126,19 +126,20 @@ class Session(ModelAndData):
             return
         self._order_checked = self._order_checked or stop
         labels, predictions = outcomes.labels.numpy(), outcomes.predictions.numpy()
+        doubt = likely_order(labels, predictions, dataset.classes, DOUBTFUL_CHANCE)
+        if doubt is None:
+            return
         found = likely_order(labels, predictions, dataset.classes)
         if found is None:
-            doubt = likely_order(labels, predictions, dataset.classes, DOUBTFUL_CHANCE)
-            if doubt is not None:
-                self.progress.warn(f"{what_contradicts(doubt, self.checkpoint.source, dataset)}; that may be chance")
+            self.progress.warn(f"{what_contradicts(doubt, self.checkpoint.source, dataset)}; that may be chance")
             return
         message = what_contradicts(found, self.checkpoint.source, dataset)
         file = self.source.suggested_class_map
         if file is not None:
             write_class_map(found, dataset, file)
-        stated = self.source.class_map is not None
-        hint = what_to_do(file, self.source.class_map)
-        if stop and not stated:
+        stops = stop and self.source.class_map is None
+        hint = what_to_do(file, self.source.class_map, stops=stops)
+        if stops:
             raise DatasetError(message, hint)
         self.progress.warn(f"{message}. {hint}")
 

@@ -32,8 +32,9 @@ _MARGIN = 1.5
 # tell the same.
 _PART = 0.3
 _SMALLER_PART, _LARGER_MARGIN, _MANY_CLASSES = 1 / 5, 5.0, 5
-# Each of a few classes has to speak for the exchange, if not as clearly; of many, so large a part has to.
-_FEW_CLASSES, _CHANCE_OF_ONE, _PART_OF_CLASSES = 3, 0.2, 2 / 3
+# Each of a few classes has to speak for the exchange, if not as clearly. Of many, so large a part has to have the other
+# output as its most frequent answer: a network that knows nothing answers most classes with the same few outputs.
+_FEW_CLASSES, _CHANCE_OF_ONE, _PART_OF_CLASSES = 3, 0.2, 0.75
 # An order by which tools sort is likelier than one that is found among all: these are 4 and not n!.
 _KNOWN_BITS = 2.0
 # And is meant where it explains nearly as much as the best of all.
@@ -164,6 +165,8 @@ class _Answers:
         self.answered = np.bincount(predictions, minlength=classes)
         self.pairs, self.counts = np.unique(labels * classes + predictions, return_counts=True)
         self.hits = self.of(np.arange(classes), np.arange(classes))
+        self.most = np.zeros(classes, dtype=np.int64)
+        np.maximum.at(self.most, self.pairs // classes, self.counts)
 
     def of(self, rows: _Numbers, outputs: _Numbers) -> _Numbers:
         """How many images of each of these classes were answered with the output beside it."""
@@ -212,7 +215,7 @@ class _Answers:
         )
         if not is_large or other < _MARGIN * own or not self._knows_the_others(outputs, other, count):
             return False
-        if not _agree(others, taken):
+        if not (_all_agree(others, taken) if len(rows) <= _FEW_CLASSES else self._most_agree(rows, others)):
             return False
         ways = _KNOWN_BITS if known else _exchanges_bits(self.classes, len(rows))
         # At most 1 / share outputs can be answers as frequent as that, and each class begins one exchange at most.
@@ -221,6 +224,10 @@ class _Answers:
             _tail_bits(other, other + own, 0.5) + plausible <= self.limit
             and _tail_bits(other, count, other_by_chance / count) + ways <= self.limit
         )
+
+    def _most_agree(self, rows: _Numbers, others: _Numbers) -> bool:
+        """Whether most of many classes are answered with the other output more often than with any."""
+        return bool((others >= self.most[rows]).mean() >= _PART_OF_CLASSES)
 
     def _knows_the_others(self, outputs: _Numbers, other: int, count: int) -> bool:
         """Whether the network has the other classes right, where they are most: a weak one exchanges some by itself."""
@@ -270,8 +277,9 @@ class _Answers:
         place_of_column[open_columns] = np.arange(len(open_columns))
         weights = np.where(off, 1.0, _PREFERENCE)[used] * self.counts[used]
         if len(open_rows) > _EXACT:
-            for edge in np.argsort(-weights, kind="stable"):
-                row, column = rows[used][edge], columns[used][edge]
+            strongest = np.argsort(-weights, kind="stable")
+            edges = zip(rows[used][strongest].tolist(), columns[used][strongest].tolist(), strict=True)
+            for row, column in edges:
                 if is_open[row] and place_of_column[column] >= 0:
                     outputs[row], is_open[row], place_of_column[column] = column, False, -1
             # What no answer decides stays where it can.
@@ -288,10 +296,8 @@ class _Answers:
         return outputs
 
 
-def _agree(others: _Numbers, taken: _Numbers) -> bool:
-    """Whether the classes speak for the exchange one by one: all of a few, most of many."""
-    if len(others) > _FEW_CLASSES:
-        return bool((others > taken).mean() >= _PART_OF_CLASSES)
+def _all_agree(others: _Numbers, taken: _Numbers) -> bool:
+    """Whether each of a few classes speaks for the exchange by itself."""
     return all(
         other >= _MARGIN * own and _tail_bits(other, other + own, 0.5) <= math.log2(_CHANCE_OF_ONE)
         for other, own in zip(others.tolist(), taken.tolist(), strict=True)

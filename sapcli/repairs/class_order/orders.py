@@ -26,6 +26,11 @@ class ClassOrder(Enum):
     IGNORING_CASE = "the alphabetical order ignoring case"
     """Without case, numbers as text: 1, 10, 2 and a, B."""
 
+    @property
+    def short(self) -> str:
+        """Its name without what it means."""
+        return self.value.partition(" (")[0]
+
     def sort(self, names: Sequence[str]) -> tuple[str, ...]:
         """The names in this order; names that are alike to it go alphabetically."""
         key = _KEYS[self]

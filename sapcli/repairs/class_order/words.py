@@ -41,12 +41,13 @@ def _likely(found: LikelyOrder, names: tuple[str, ...]) -> str:
     return f"in the order {shown(found.arranged(names))}"
 
 
-def what_to_do(written: Path | None, class_map: Path | None) -> str:
+def what_to_do(written: Path | None, class_map: Path | None, *, stops: bool) -> str:
     """What a user can do about it, in one line.
 
     Args:
         written: The class map that was written with the likely order; None if none was.
         class_map: The class map that was given.
+        stops: Whether the run ends here.
     """
     if written is not None:
         way = f"{written} has the likely order: give it with --class-map {written}."
@@ -54,7 +55,7 @@ def what_to_do(written: Path | None, class_map: Path | None) -> str:
         way = "--suggest-class-map FILE writes the likely order as a class map, for --class-map FILE."
     if class_map is not None:
         return f"{class_map} says another; {way}"
-    return f"{way} If the order taken is right, a class map that says so is believed."
+    return f"{way} If the order taken is right, a class map that says so is believed." if stops else way
 
 
 def write_class_map(found: LikelyOrder, dataset: Dataset, file: Path) -> None:
