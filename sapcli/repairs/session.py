@@ -185,7 +185,8 @@ class Session(ModelAndData):
             read=lambda path: parse_trusted(path.read_text().splitlines(), str(path), self.training),
             write=_write_trusted,
         )
-        self._order_checked = self._order_checked or settings.strategy is Strategy.LOSS
+        if settings.strategy is Strategy.LOSS and self.source.class_map is None:
+            self._order_checked = True
         return trusted
 
     def _select(self, settings: SelectionSettings, excluded: frozenset[int]) -> TrustedSet:
