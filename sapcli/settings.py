@@ -146,13 +146,17 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where the images are, and what says which class they show."""
+    """Where the images are, and what says which class they show.
+
+    A class map that the network's answers suggest instead is written to `suggested_class_map`.
+    """
 
     folder: Path
     split: str | None = None
     validation: Path | None = None
     labels: Path | None = None
     class_map: Path | None = None
+    suggested_class_map: Path | None = None
 
 
 @dataclass(frozen=True)

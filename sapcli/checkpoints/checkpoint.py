@@ -229,8 +229,8 @@ def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
                 f"{source} is a pickle or a zip archive, as PyTorch writes them, not a safetensors file",
                 "If it is PyTorch's, rename it to .pt: it is then loaded without running its code.",
             )
-        tensors, classes = read_pickled(handle, path, source)
-    file = _converted(tensors, source, {"label_names": json.dumps(classes)} if classes else {})
+        tensors, described = read_pickled(handle, path, source)
+    file = _converted(tensors, source, described)
     return Checkpoint(source, path, Form.PICKLE, file.entries, file.metadata, {name: file})
 
 

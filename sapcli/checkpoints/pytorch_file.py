@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import zipfile
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, shown
 from sapcli.errors import CheckpointError
 
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 
 # Under which keys training scripts keep the weights beside what else they save, the more telling ones first.
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
-# And the classes: in the order of the outputs, or with their numbers.
-_CLASSES_KEYS = ("label_names", "class_names", "classes", "class_to_idx", "idx_to_class")
+
+LABEL_NAMES_KEY = "sap.label_names_key"
+"""The metadata's key for where in a training file the classes' names stand."""
+FOLDER_ORDER_KEY = "sap.folder_order"
+"""The metadata's key for who sorted the class folders in the training: `timm`, where a training file tells so."""
 
 _ZIP = b"PK\x03\x04"
 _PICKLE_PROTOCOLS = tuple(bytes([0x80, version]) for version in range(2, 6))
@@ -36,7 +41,7 @@ def is_pickled(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] != b"{" and head.startswith((_ZIP, *_PICKLE_PROTOCOLS))
 
 
-def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a file that PyTorch has saved.
 
     The weights of a training checkpoint (`{"state_dict": ..., "optimizer": ...}`) get the names that they have in
@@ -48,8 +53,8 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dic
         source: What messages call it.
 
     Returns:
-        The tensors by name, of which those of a mapped file keep the mapping alive; and the classes' names in the order
-        of the outputs, empty where the file does not tell.
+        The tensors by name, of which those of a mapped file keep the mapping alive; and what the file tells of the
+        classes, in the terms of a safetensors file's metadata.
 
     Raises:
         CheckpointError: The file is damaged, needs code to be read, or holds tensors that no safetensors file can hold.
@@ -67,7 +72,7 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dic
             raise CheckpointError(f"{source} holds two tensors that are called {shown(name)}", _SAVE_HINT)
         _check_storable(name, tensor, size, source)
         tensors[name] = tensor
-    return tensors, _classes(content)
+    return tensors, _described(content)
 
 
 def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
@@ -116,20 +121,12 @@ def _unwrapped(content: Mapping[object, object]) -> tuple[Mapping[object, object
     return content, rest
 
 
-def _classes(content: Mapping[object, object]) -> tuple[str, ...]:
-    """The classes that a training script has saved beside the weights, where they are a name for each output."""
-    for key in _CLASSES_KEYS:
-        value = content.get(key)
-        if isinstance(value, Mapping):
-            # From the name to the number, or the other way round.
-            pairs = [(name, number) if isinstance(number, int) else (number, name) for name, number in value.items()]
-            by_number = {number: name for name, number in pairs if isinstance(number, int)}
-            value = [by_number.get(number) for number in range(len(value))]
-        if isinstance(value, (list, tuple)) and value and all(isinstance(name, str) and name for name in value):
-            names = tuple(map(str, value))
-            if len(set(names)) == len(names):
-                return names
-    return ()
+def _described(content: Mapping[object, object]) -> dict[str, str]:
+    """What a training script has saved of the classes: their names and where they stand, or how folders were sorted."""
+    saved = saved_class_names(content)
+    if saved:
+        return {"label_names": json.dumps(saved[0].names), LABEL_NAMES_KEY: saved[0].key}
+    return {FOLDER_ORDER_KEY: "timm"} if sorts_folders_as_timm(content) else {}
 
 
 def _tensors_in(content: Mapping[object, object]) -> Iterator[tuple[str, Tensor]]:

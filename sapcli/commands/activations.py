@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sapcli.activations.bases import Bases, write_bases
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, name_unreadable
+from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, name_unreadable, note_unchecked_order
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin
 from sapcli.machine.results import results
@@ -24,6 +24,7 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     introduce(session, session.training)
     samples = TrustedSource(selection, trusted).samples(session)
     bases = session.bases(samples)
+    note_unchecked_order(session)
     _note_coverage(terminal, bases, inputs.run.verbose)
     name_unreadable(terminal, samples.images)
     if destination is None:

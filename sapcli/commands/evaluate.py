@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sapcli.activations.scoring import Outcomes
@@ -39,7 +39,9 @@ def evaluate(
     evaluation = _evaluate(session, terminal)
     reference = None
     if baseline is not None:
-        other = inputs.for_checkpoint(baseline).session(terminal)
+        # A class map that is suggested is that of the checkpoint itself.
+        images = replace(inputs.images, suggest_class_map=None)
+        other = replace(inputs.for_checkpoint(baseline), images=images).session(terminal)
         other.like = session.architecture
         reference = _evaluate(other, terminal)
         if str(other.architecture.preprocessing) != str(session.architecture.preprocessing):
@@ -85,6 +87,7 @@ def _evaluate(session: Session, terminal: console.Terminal) -> _Evaluation:
         )
     outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
     name_unreadable(terminal, images)
+    session.check_class_order(dataset, outcomes, stop=False)
     for point in guessing(outcomes.accuracy, len(dataset.classes)):
         terminal.warn(f"{session.checkpoint.source}: {point}")
     return _Evaluation(

@@ -14,10 +14,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from sapcli.checkpoints.checkpoint import Checkpoint, Form
+from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.errors import ArchitectureError, SapError
 from sapcli.machine.text import in_one_line
-from sapcli.networks.description import Description, describe, metadata_of
+from sapcli.networks.description import Description, NamedClasses, describe, metadata_of
 from sapcli.networks.factories import Factory, find_factory, runs_own_code, values_outside_of_checkpoints
 from sapcli.networks.fitting import Plan, built_input_size, fitting_plan
 from sapcli.networks.loading import Outline, fill, match_entries
@@ -54,6 +54,8 @@ class Architecture:
             images of others.
         runs_first: Whether the network runs once before it is filled, since some shapes wait for the first images.
         factory: What builds it; looked up by its name where None.
+        label_source: Where `label_names` stand: `label_names of config.json`; empty without any.
+        names_passed_over: What is to be said of class names that are not as many as the outputs, a sentence each.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Architecture:
     usual_size: bool = False
     runs_first: bool = False
     factory: Factory | None = field(default=None, repr=False, compare=False)
+    label_source: str = ""
+    names_passed_over: tuple[str, ...] = ()
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
@@ -135,17 +139,20 @@ def resolve_architecture(
     built_for = built_input_size(plan.arguments, [own, *plan.published])
     preprocessing = resolve_preprocessing(factory.name, [built_for, own, *plan.published], overrides)
     num_classes = plan.num_classes or _outputs(factory, plan, preprocessing.input_size)
+    classes, passed_over = _classes(description, num_classes)
     return Architecture(
         name=factory.name,
         arguments=plan.arguments,
         num_classes=num_classes,
-        label_names=_label_names(checkpoint, description, num_classes),
+        label_names=None if classes is None else classes.names,
         preprocessing=preprocessing,
         source=_source(spec, description),
         code_digest=factory.code_digest,
         usual_size=requested is None and not runs_own_code(factory.name) and not plan.is_built_for_a_size,
         runs_first=plan.runs_first,
         factory=factory,
+        label_source="" if classes is None else classes.source,
+        names_passed_over=passed_over,
     )
 
 
@@ -277,11 +284,16 @@ def _same_tensors(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.
     )
 
 
-def _label_names(checkpoint: Checkpoint, description: Description, num_classes: int) -> tuple[str, ...] | None:
-    """The classes' names; those that a training script saved beside the weights only where they are as many."""
-    names = description.label_names
-    saved_by_script = checkpoint.form is Form.PICKLE and "label_names" not in (checkpoint.config or {})
-    return None if saved_by_script and names is not None and len(names) != num_classes else names
+def _classes(description: Description, num_classes: int) -> tuple[NamedClasses | None, tuple[str, ...]]:
+    """The classes' names that count, and what is to be said of those that do not fit the number of outputs."""
+    passed_over: list[str] = []
+    for found in description.named_classes:
+        if found.binding or len(found.names) == num_classes:
+            return found, tuple(passed_over)
+        passed_over.append(
+            f"{found.source} names {len(found.names)} classes, the network has {num_classes} outputs: not used"
+        )
+    return None, tuple(passed_over)
 
 
 def _source(spec: str | None, description: Description) -> str:

@@ -19,9 +19,11 @@ from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.contents import contents_of, find_contents
 from sapcli.datasets.dataset import Dataset, Role
 from sapcli.datasets.images import Images
-from sapcli.errors import ArchitectureError, CheckpointError
+from sapcli.errors import ArchitectureError, CheckpointError, DatasetError
 from sapcli.machine.cache import Content
 from sapcli.machine.files import atomic_write
+from sapcli.repairs.class_order.likely import DOUBTFUL_CHANCE, likely_order
+from sapcli.repairs.class_order.words import what_contradicts, what_to_do, write_class_map
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.repairs.model_and_data import ModelAndData
 from sapcli.repairs.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
@@ -41,6 +43,7 @@ class Session(ModelAndData):
     """A checkpoint and a data folder with the stages of a repair as methods; what was made once is kept."""
 
     _findings: tuple[Finding, ...] | None = None
+    _order_checked = False
 
     def _cache_key(self, fingerprint: str) -> dict[str, object]:
         """What every cached artifact depends on: the weights, how images are fed to them, and the images."""
@@ -127,11 +130,56 @@ class Session(ModelAndData):
     def training_outcomes(self) -> Outcomes:
         """What the checkpoint's own weights make of every training image, need not be exactly, cached."""
         every = range(len(self.training.paths))
-        return self._outcomes(self.training_images, every, "scores", "scoring training images")
+        outcomes = self._outcomes(self.training_images, every, "scores", "scoring training images")
+        self.check_class_order(self.training, outcomes)
+        return outcomes
 
     def validation_outcomes(self, images: Images, indices: Sequence[int]) -> Outcomes:
         """What the checkpoint's own weights make of validation images, need not be exactly, cached."""
-        return self._outcomes(images, indices, "validation", "validating the unchanged model")
+        outcomes = self._outcomes(images, indices, "validation", "validating the unchanged model")
+        self.check_class_order(images.dataset, outcomes)
+        return outcomes
+
+    def answers(self, images: Images, indices: Sequence[int]) -> Outcomes:
+        """What the network makes of some images, need not be exactly, cached."""
+        return self._outcomes(images, indices, "order", "finding the order of the classes")
+
+    @property
+    def is_order_checked(self) -> bool:
+        """Whether the order of the classes was compared with the network's own answers."""
+        return self._order_checked
+
+    def check_class_order(self, dataset: Dataset, outcomes: Outcomes, *, stop: bool = True) -> None:
+        """Compare the order of the classes with the network's own answers, once in a run that stops.
+
+        Args:
+            dataset: The images.
+            outcomes: What the network made of them.
+            stop: Whether another order ends the run; it is a warning alone where a class map says the order.
+
+        Raises:
+            DatasetError: Another order explains the answers far better.
+        """
+        if stop and self._order_checked:
+            return
+        self._order_checked = self._order_checked or stop
+        labels, predictions = outcomes.labels.numpy(), outcomes.predictions.numpy()
+        doubt = likely_order(labels, predictions, dataset.classes, DOUBTFUL_CHANCE)
+        if doubt is None:
+            return
+        found = likely_order(labels, predictions, dataset.classes)
+        if found is None:
+            self.progress.warn(f"{what_contradicts(doubt, self.checkpoint.source, dataset)}; that may be chance")
+            return
+        message = what_contradicts(found, self.checkpoint.source, dataset)
+        file = self.source.suggested_class_map
+        if file is not None:
+            write_class_map(found, dataset, file)
+        stops = stop and self.source.class_map is None
+        hint = what_to_do(file, self.source.class_map, stops=stops)
+        if stops:
+            raise DatasetError(message, hint)
+        self.progress.warn(f"{message}. {hint}")
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         self.check_forward(images.dataset, stop=False)
@@ -166,8 +214,10 @@ class Session(ModelAndData):
             "dtype": str(self.fast_dtype) if settings.strategy is Strategy.LOSS else "",
             "excluded": sorted(excluded),
             "validation": "" if self.validation is None else self.validation.fingerprint,
+            # A list that is kept was made of classes in an order that the network's answers do not contradict.
+            "order": "stated" if self.source.class_map is not None else "checked",
         }
-        return self._fetch_made_of(
+        trusted = self._fetch_made_of(
             self.training_images,
             range(len(self.training.paths)) if settings.strategy is not Strategy.RANDOM else (),
             "trusted",
@@ -176,6 +226,9 @@ class Session(ModelAndData):
             read=lambda path: parse_trusted(path.read_text().splitlines(), str(path), self.training),
             write=_write_trusted,
         )
+        if settings.strategy is Strategy.LOSS and self.source.class_map is None:
+            self._order_checked = True
+        return trusted
 
     def _select(self, settings: SelectionSettings, excluded: frozenset[int]) -> TrustedSet:
         by_loss = settings.strategy is Strategy.LOSS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 from collections import OrderedDict
@@ -83,7 +84,8 @@ def test_the_classes_that_a_training_script_saved(
 ) -> None:
     torch.save({"model_state_dict": WEIGHTS, **beside}, tmp_path / "file.pt")
     with (tmp_path / "file.pt").open("rb") as handle:
-        assert read_pickled(handle, tmp_path / "file.pt", "the file")[1] == names
+        described = read_pickled(handle, tmp_path / "file.pt", "the file")[1]
+    assert tuple(json.loads(described.get("label_names", "[]"))) == names
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])

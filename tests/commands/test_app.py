@@ -431,10 +431,12 @@ def test_a_corrected_file_remembers_the_order_of_the_classes(colours: Project, t
     assert run_here("project", colours.checkpoint, *_own(colours), *common).status == 0
     with safe_open(output, "pt") as file:
         assert json.loads(file.metadata()["sap.label_names"]) == ["red", "blue", "green"]
-    told, remembered = (run_here("suspects", output, *_own(colours), *extra) for extra in (("--class-map", order), ()))
+    told, remembered = (run_here("eval", output, *_own(colours), *extra) for extra in (("--class-map", order), ()))
     assert remembered.stdout == told.stdout
-    # The order is wrong, so that nearly all labels are contradicted.
+    # The order is wrong, so that nearly all labels are contradicted: where only the file says it, that is an error.
     assert "hardly better than guessing" in remembered.stderr
+    assert run_here("suspects", output, *_own(colours), "--class-map", order).status == 0
+    assert run_here("suspects", output, *_own(colours)).status == 1
 
 
 def test_numbers_in_an_order_of_their_own_are_remembered(colours: Project, tmp_path: Path) -> None:

@@ -86,3 +86,36 @@ def test_a_configuration_of_another_form_is_an_error(tmp_path: Path, config: dic
     with pytest.raises(ArchitectureError) as raised:
         describe(save(TENSORS, tmp_path, config=config), None)
     assert says in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"model_type": "vit", "id2label": {"0": "b", "1": "a"}}, "id2label"),
+        ({"label2id": {"b": 0, "a": 1}}, "label2id"),
+        ({"class_to_idx": {"a": "1", "b": "0"}}, "class_to_idx"),
+        ({"names": {"1": "a", "0": "b"}}, "names"),
+        ({"meta": {"CLASSES": ["b", "a"]}}, "meta.CLASSES"),
+        ({"hyper_parameters": {"idx_to_class": {"0": "b", "1": "a"}}}, "hyper_parameters.idx_to_class"),
+    ],
+)
+def test_the_classes_as_other_tools_write_them(tmp_path: Path, config: dict[str, object], key: str) -> None:
+    for place in ("config", "metadata"):
+        (tmp_path / place).mkdir()
+    for number, checkpoint in enumerate(
+        (
+            save(TENSORS, tmp_path / "config", config=config),
+            save(TENSORS, tmp_path / "metadata", {name: json.dumps(value) for name, value in config.items()}),
+        )
+    ):
+        description = describe(checkpoint, "some.module:factory")
+        assert description.label_names == ("b", "a")
+        assert description.named_classes[0].source == f"{key} of {('config.json', 'the metadata')[number]}"
+        assert not description.named_classes[0].binding
+
+
+def test_label_names_go_before_all_others(tmp_path: Path) -> None:
+    config = {"id2label": {"0": "x", "1": "y"}, "label_names": ["a", "b"]}
+    description = describe(save(TENSORS, tmp_path, {"names": '["p", "q", "r"]'}, config), None)
+    assert [found.names for found in description.named_classes] == [("a", "b"), ("x", "y"), ("p", "q", "r")]
+    assert description.named_classes[0].binding

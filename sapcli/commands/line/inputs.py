@@ -10,7 +10,7 @@ from sapcli.activations.bases import Bases, read_bases
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
-from sapcli.commands.line.outputs import STDIO
+from sapcli.commands.line.outputs import STDIO, check_writable
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.decoding import longest_side
 from sapcli.datasets.images import Images
@@ -49,6 +49,8 @@ class Inputs:
 
     def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
         """The session that the inputs ask for; opens the checkpoint."""
+        if self.images.suggest_class_map is not None:
+            check_writable(self.images.suggest_class_map, False, "--suggest-class-map")
         settings = self.run.to_settings(self.images.strict_images, self.all_rows)
         return Session(
             open_checkpoint(self.checkpoint),
@@ -68,10 +70,21 @@ def introduce(session: Session, dataset: Dataset) -> None:
     architecture = session.architecture
     note = session.progress.note
     note(f"model: {architecture.name} ({architecture.source}), {architecture.num_classes} classes")
+    for passed_over in architecture.names_passed_over:
+        session.progress.warn(f"{session.checkpoint.source}: {passed_over}")
+    names = architecture.label_names
+    if names is not None and names != tuple(sorted(names)):
+        note(f"classes: in the order of {architecture.label_source}")
     note(f"preprocessing: {architecture.preprocessing} ({architecture.preprocessing.source})")
     note(f"device: {session.settings.device}")
     if architecture.usual_size:
         _warn_of_enlarging(session, dataset)
+
+
+def note_unchecked_order(session: Session) -> None:
+    """Say so where the run has not compared the order of the classes with the network's answers."""
+    if not session.is_order_checked:
+        session.progress.note("the order of the classes is not checked: this run compares no labels with answers")
 
 
 def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:

@@ -149,13 +149,22 @@ class DataOptions:
         Path | None,
         option("--class-map", panel=DATA, metavar="FILE", help="Which class folder is which class of the model."),
     ] = None
+    suggest_class_map: Annotated[
+        Path | None,
+        option(
+            "--suggest-class-map",
+            panel=DATA,
+            metavar="FILE",
+            help="Where the model's answers fit another order of the classes, write it here, for --class-map.",
+        ),
+    ] = None
     strict_images: Annotated[
         bool, option("--strict-images", panel=DATA, help="Stop at an unreadable image instead of leaving it out.")
     ] = False
 
     def to_source(self, folder: Path, validation: Path | None = None) -> DataSource:
         """The options beside the data folder that they are about."""
-        return DataSource(folder, self.split, validation, self.labels, self.class_map)
+        return DataSource(folder, self.split, validation, self.labels, self.class_map, self.suggest_class_map)
 
 
 @dataclass(frozen=True)
