@@ -35,7 +35,8 @@ class ClassNames:
         self._by_spelling = _positions([_spelling(name) for name in names])
         # Names that are numbers are compared by their value: "07", "7" and "7.0" are one.
         self._by_number = _positions([whole_number(name) for name in names])
-        self._numbered = any(number is not None for number in self._by_number)
+        self._by_number |= {whole_number(name): position for name, position in (aliases or {}).items()}
+        self._numbered = any(whole_number(name) is not None for name in (*names, *(aliases or {})))
 
     def position(self, name: str) -> int | None:
         """The one output that a name means, or None.

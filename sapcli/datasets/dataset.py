@@ -187,6 +187,8 @@ def _split_that_is_meant(splits: Splits, source: _Source, named: str | None) -> 
 def _check_images(opened: Split, label_file: LabelFile | None) -> None:
     if not opened.files:
         inside = f" in its {len(opened.class_folders)} folders" if opened.class_folders else ""
+        others = told_of(opened, opened.passed_over)
+        inside += f"; {others}" if others else ""
         raise DatasetError(
             f"{opened.folder}: there are no images{inside}",
             "Images are files that end in .jpg, .png, .webp, .tif, .bmp or another ending that Pillow knows.",
@@ -220,10 +222,10 @@ class _Samples:
         if source.labels is not None:
             located = locate_rows(source.labels, opened, others, meant)
             self._remarks += located.remarks
-            self._given = self._labels(source.labels, located.rows)
             # Beside a label file, folders of which none has the name of a class are no class folders ("images/").
             if all(position is None for position in self._positions.values()):
                 self._positions = {}
+            self._given = self._labels(source.labels, located.rows)
         self.listed: tuple[ImageFile, ...] = opened.files
         if source.listed is not None:
             located = locate_rows(source.listed, opened, others, meant)

@@ -110,9 +110,10 @@ class _Places:
                 found_inside = list(dict.fromkeys(found for found in inside if found is not None))
                 if found_inside:
                     return found_inside
-            found = self._image(self._through_links(spelling))
-            if found is not None:
-                return [found]
+            for base in dict.fromkeys((self._beside, self._root)):
+                found = self._image(self._through_links(base, spelling))
+                if found is not None:
+                    return [found]
         return []
 
     def passed_over(self, written: str) -> str | None:
@@ -152,9 +153,9 @@ class _Places:
         found = self._listed[split].image(path)
         return None if found is None else (split, found)
 
-    def _through_links(self, written: str) -> str | None:
+    def _through_links(self, base: str, written: str) -> str | None:
         """From a path that leads into the data folder by another way, through links, to one from the data folder on."""
-        folder, name = os.path.split(os.path.normpath(os.path.join(self._beside, written)))  # noqa: PTH118
+        folder, name = os.path.split(os.path.normpath(os.path.join(base, written)))  # noqa: PTH118
         if folder not in self._folders:
             self._folders[folder] = self._folder_through_links(folder)
         inside = self._folders[folder]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sapcli.datasets.classes import ClassNames, shown
 from sapcli.datasets.folders import Contents, holds_images, look_into, subfolders
-from sapcli.datasets.label_files import LABEL_SUFFIXES, read_class_map
+from sapcli.datasets.label_files import label_files_in, read_class_map
 from sapcli.datasets.split_names import SplitRole, mentioned_role, says_evaluation, split_role
 from sapcli.errors import DatasetError, UsageError
 
@@ -233,15 +233,20 @@ class _Division:
         several = len({self._called[name] for name in called}) > 1
         if self._expected.named and self._expected.include([*called, *others]):
             return Splits(self._root)
-        files = self._label_files(called)
+        inside = [file for name in called for file in label_files_in(self._root / name)]
+        beside = label_files_in(self._root)
+        about_them = [file for file in beside if _mentions(file.stem, called)]
         if self._labelled and not (others and not several):
             return self._divided(called, others)
-        if others and not several and not files:
+        # Where every class folder has such a file, it is no sign of a split.
+        told = about_them or (inside and not any(label_files_in(self._root / name) for name in others))
+        if others and not several and not told:
             return Splits(self._root)
+        files = [*(about_them or beside), *inside]
         hint = "Give the file that has their labels, with --labels or in place of the data folder"
         return self._doubtful(
             f"{_like_splits(called)} without class folders",
-            f"{hint}{f' ({shown(files)})' if files else ''}; {_AS_CLASSES}.",
+            f"{hint}{f' ({shown(map(str, files))})' if files else ''}; {_AS_CLASSES}.",
             called,
             others,
         )
@@ -317,17 +322,6 @@ class _Division:
                 seen.add(place)
                 yield name
 
-    def _label_files(self, called: Sequence[str]) -> list[str]:
-        """Files beside or inside the folders that may hold the labels of their images."""
-        places = [self._root, *(self._root / name for name in called)]
-        stems = {*(name.casefold() for name in called), "labels", "metadata"}
-        return [
-            str(file)
-            for place in places
-            for file in sorted(place.iterdir())
-            if file.suffix.lower() in LABEL_SUFFIXES and (place != self._root or _told_by(file.stem, stems))
-        ]
-
     def _look(self, name: str) -> Contents:
         if name not in self._looks:
             self._looks[name] = look_into(self._root / name)
@@ -342,5 +336,7 @@ def _like_splits(names: Collection[str]) -> str:
     return f"{shown(names)} {'look like splits' if len(names) > 1 else 'looks like a split'}"
 
 
-def _told_by(stem: str, stems: Collection[str]) -> bool:
-    return any(part in stems for part in (stem.casefold(), *re.split(r"[\W_]+", stem.casefold())))
+def _mentions(stem: str, folders: Collection[str]) -> bool:
+    """Whether a file is called after one of the folders: `train.csv`, `train_labels.csv`."""
+    words = {stem.casefold(), *re.split(r"[\W_]+", stem.casefold())}
+    return any(folder.casefold() in words for folder in folders)
