@@ -16,10 +16,12 @@ from typing import IO, TYPE_CHECKING
 import torch
 
 from sapcli.checkpoints.module_versions import versions_as_metadata
+from sapcli.checkpoints.other_formats import HEAD, adapter_alone, by_content, in_folder
 from sapcli.checkpoints.pytorch_file import WRAPPER_KEYS, is_pickled, read_pickled
 from sapcli.checkpoints.safetensors_file import (
     DTYPE_NAMES,
     MAX_HEADER,
+    QUANTISED_HINT,
     Entry,
     SafetensorsFile,
     parse_json_object,
@@ -58,7 +60,16 @@ _NESTING = 6
 
 _FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _FOLDER_FILES = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
-_FOLDER_PATTERNS = (f"*{INDEX_SUFFIX}", "*.safetensors", "*.pt", "*.pth")
+_FOLDER_PATTERNS = (
+    f"*{INDEX_SUFFIX}",
+    "*.safetensors",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.pth.tar",
+    "*.pt.tar",
+    "adapter_model.bin",
+)
 
 
 class Form(Enum):
@@ -172,6 +183,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         raise CheckpointError(f"Cannot read {source}: {reason}", "Check the path and its permissions.") from error
     if not checkpoint.entries:
         raise CheckpointError(f"{checkpoint.source} holds no tensors", "Name a checkpoint with a model's weights.")
+    adapter = adapter_alone(checkpoint.entries)
+    if adapter is not None:
+        raise adapter.error(checkpoint.source)
     _refuse_mostly_quantised(checkpoint)
     return checkpoint
 
@@ -207,6 +221,9 @@ def _checkpoint_in(folder: Path) -> Path:
         if found:
             names = ", ".join(shown(path.name) for path in found[:8])
             raise CheckpointError(f"{folder} holds {len(found)} checkpoints: {names}", "Name one of the files.")
+    other = in_folder(folder)
+    if other is not None:
+        raise other.error(str(folder))
     raise CheckpointError(
         f"{folder} is a folder without a .safetensors file or another checkpoint", "Name a checkpoint file."
     )
@@ -215,12 +232,16 @@ def _checkpoint_in(folder: Path) -> Path:
 def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
     """Open what is no index: by its content, since names are often wrong."""
     name, suffix = (path.name, path.suffix) if path else ("", "")
-    head = handle.read(32)
+    head = handle.read(HEAD)
     handle.seek(0)
     if not is_pickled(head):
         if head.startswith(_GIT_LFS):
             handle.close()
             raise CheckpointError(f"{source} is a Git LFS pointer, not the file itself", "Run `git lfs pull` first.")
+        other = by_content(head, name) if head[8:9] != b"{" else None
+        if other is not None:
+            handle.close()
+            raise other.error(source)
         file = SafetensorsFile(handle, source)
         return Checkpoint(source, path, Form.SINGLE, file.entries, file.metadata, {name: file})
     with handle:
@@ -334,7 +355,7 @@ def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
             raise CheckpointError(
                 f"{checkpoint.source} is quantised: weight {shown(name)} is stored as {DTYPE_NAMES[entry.dtype]}, "
                 "whose steps are too coarse for a projection",
-                "Repair the checkpoint from before the quantisation (F64, F32, F16 or BF16), then quantise the result.",
+                QUANTISED_HINT,
             )
 
 

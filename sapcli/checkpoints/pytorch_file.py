@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
-from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, shown
+from sapcli.checkpoints.other_formats import by_archive
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT, shown
 from sapcli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -82,22 +85,37 @@ def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
             raise EOFError("the archive's directory, which stands at its end, is missing")
         handle.seek(0)
         # timm and many others save their command line with the weights; a Namespace holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # What PyTorch warns of before it gives up is said in the error.
+            warnings.simplefilter("ignore")
             if path is not None and is_zip:
                 return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             return torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises nearly every kind on damaged files. Its own text advises to run the pickle's code and stays out
         # of the message; the error that it was made from says what is wrong.
+        other = by_archive(handle, "" if path is None else path.name)
+        if other is not None:
+            raise other.error(source) from error
         cause = error.__context__ if isinstance(error, UnpicklingError) and error.__context__ else error
         if _is_damage(error):
             raise CheckpointError(
                 f"{source} is damaged or cut off", "Copy or download it again, or save it anew where it was made."
             ) from error
-        first = (str(cause) or type(cause).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise CheckpointError(
-            f"Cannot read {source} as weights without running code: {shown(first)}", _SAVE_HINT
+            f"Cannot read {source} as weights without running code: {_in_plain_words(cause)}", _SAVE_HINT
         ) from error
+
+
+def _in_plain_words(error: BaseException) -> str:
+    """What stopped PyTorch from reading a file, without its advice to run the file's code."""
+    first = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+    held = re.match(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)", first)
+    if held:
+        return f"it holds an object of {shown(held[1])}, and is no plain state dict"
+    if first.startswith("Unsupported operand"):
+        return "it was saved with another pickle protocol than torch.save's own (2)"
+    return shown(first)
 
 
 def _is_damage(error: Exception) -> bool:
@@ -145,8 +163,10 @@ def _tensors_in(content: Mapping[object, object]) -> Iterator[tuple[str, Tensor]
 
 def _check_storable(name: str, tensor: Tensor, file_size: int, source: str) -> None:
     """Refuse what a safetensors file cannot hold, and views that claim more data than the file has."""
+    hint = _SAVE_HINT
     if tensor.is_quantized:
-        fault = f"is quantised ({tensor.dtype})"
+        fault = f"is quantised ({tensor.dtype}), whose steps are too coarse for a projection"
+        hint = QUANTISED_HINT
     elif tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
         fault = f"is not a plain dense tensor ({tensor.layout}, on {tensor.device})"
     elif tensor.dtype not in DTYPE_NAMES:
@@ -157,4 +177,4 @@ def _check_storable(name: str, tensor: Tensor, file_size: int, source: str) -> N
         fault = "has a name that is not valid Unicode"
     else:
         return
-    raise CheckpointError(f"{source}: tensor {shown(name)} {fault}", _SAVE_HINT)
+    raise CheckpointError(f"{source}: tensor {shown(name)} {fault}", hint)

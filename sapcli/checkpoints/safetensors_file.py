@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import reprlib
 import weakref
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.
 MAX_HEADER = 100_000_000
 _CHUNK = 1 << 24
 _METADATA = "__metadata__"
+QUANTISED_HINT = "Repair the checkpoint from before the quantisation (F64, F32, F16 or BF16), then quantise the result."
+"""What to do about weights of too few bits."""
+
+# How the format calls its types: those that are not above came after this version, and are no damage.
+_DTYPE = re.compile(r"(BF|F|I|U|C|Q)\d{1,3}(_[A-Z0-9]{1,16})*")
 _COPY_HINT = "Copy or download the file again, or save it again where it was made."
 
 Span = tuple[int, int]
@@ -168,7 +174,7 @@ class SafetensorsFile:
         length = int.from_bytes(start, "little")
         if length > MAX_HEADER:
             self._fail(
-                f"is not a safetensors file: its header would have {length} bytes (at most {MAX_HEADER})",
+                "is not a safetensors file, nor one of PyTorch's: it begins with no header's length and no pickle",
                 "Name a .safetensors, .pt or .pth file.",
             )
         if length > size - 8:
@@ -189,6 +195,12 @@ class SafetensorsFile:
                 pass
             case _:
                 self._fail_at(name, f"is described by {shown(description)}, not by dtype, shape and data_offsets")
+        if dtype not in DTYPES and _DTYPE.fullmatch(dtype):
+            self._fail(
+                f"cannot be read by this version: tensor {shown(name)} has the dtype {shown(dtype)}, "
+                f"which is none of {', '.join(DTYPES)}",
+                QUANTISED_HINT,
+            )
         if dtype not in DTYPES:
             self._fail_at(name, f"has the dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}")
         if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +22,17 @@ _COMMON_FORMATS = ("JPEG", "PNG")
 _SYSTEM_NAMES = frozenset(
     {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 )
-_SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
+# What lies beside images and is none: labels, lists, texts, settings, code. Other files are told of.
+_TEXT_SUFFIXES = frozenset(
+    {
+        *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".lst", ".list", ".xml", ".yaml", ".yml", ".toml"),
+        *(".md", ".rst", ".html", ".htm", ".tex", ".bib", ".ini", ".cfg", ".log", ".py", ".pyc", ".ipynb", ".sh"),
+        *(".md5", ".sha1", ".sha256", ".xls", ".xlsx", ".ods", ".parquet"),
+    }
+)
+_LONGEST_ENDING = 12
+_ENDINGS_SHOWN = 5
+_TEXT_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "authors", "changelog", "makefile"})
 
 _Identity = tuple[int, int]
 
@@ -65,12 +77,15 @@ class Split:
         name: The split's folder below it; empty for the data folder itself.
         class_folders: The names of the folders in it, in torchvision's order.
         files: Its images, nested folders included, sorted by path.
+        passed_over: How many files that are no images lie in each class folder, by their endings in lower case; under
+            the empty name those of a split without class folders. Texts, system and hidden files are not counted.
     """
 
     root: Path
     name: str
     class_folders: tuple[str, ...]
     files: tuple[ImageFile, ...]
+    passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -99,13 +114,42 @@ def open_split(root: Path, name: str) -> Split:
     prefix = f"{name}/" if name else ""
     class_folders = []
     files: list[ImageFile] = []
+    passed_over: dict[str, Counter[str]] = {}
+    beside: Counter[str] = Counter()
     for entry in entries:
         if _is_folder(entry):
             class_folders.append(entry.name)
-            files.extend(_images_below(entry.path, prefix + entry.name, set(holders)))
+            passed_over[entry.name] = Counter()
+            files.extend(_images_below(entry.path, prefix + entry.name, set(holders), passed_over[entry.name]))
         elif _is_image(entry):
             files.append(_image_file(entry, prefix + entry.name))
-    return Split(root, name, tuple(class_folders), tuple(sorted(files, key=lambda file: file.path)))
+        else:
+            _count_file(entry, beside)
+    files.sort(key=lambda file: file.path)
+    return Split(root, name, tuple(class_folders), tuple(files), passed_over if class_folders else {"": beside})
+
+
+def told_of(split: Split, folders: Collection[str]) -> str:
+    """How many files of these class folders are no images by their ending, in one line; empty where there are none."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        counts.update(split.passed_over.get(folder, {}))
+    if not counts:
+        return ""
+    if len(counts) == 1:
+        [(ending, number)] = counts.items()
+        files, end, have, are = ("file", "ends", "has", "is") if number == 1 else ("files", "end", "have", "are")
+        what = f"{end} in {ending}" if ending else f"{have} no ending"
+        return f"{number:,} {files} of {split.folder} {what} and {are} left out"
+    endings = [
+        f"{number:,} {f'with the ending {ending}' if ending else 'without an ending'}"
+        for ending, number in counts.most_common(_ENDINGS_SHOWN)
+    ]
+    more = ", ..." if len(counts) > _ENDINGS_SHOWN else ""
+    return (
+        f"{counts.total():,} files of {split.folder} are left out, being no images by their names: "
+        f"{', '.join(endings)}{more}"
+    )
 
 
 def holds_images(folder: Path) -> bool:
@@ -126,23 +170,30 @@ def subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(entry.name for entry in _entries(folder) if _is_folder(entry))
 
 
-def split_folders(root: Path, *, without_classes: bool = False) -> dict[str, str]:
-    """The splits of a data folder: from the name in lower case ("train", "validation") to the folder's name on disk.
+@dataclass(frozen=True)
+class Contents:
+    """What lies directly in a folder, hidden and system files aside.
 
-    A split holds class folders, so a class that happens to be called "train" is none.
+    Attributes:
+        folders: The names of its folders.
+        images: Whether there are images.
+        files: Whether there are any files.
+    """
 
-    Args:
-        root: The data folder.
-        without_classes: Whether splits may hold their images directly, as they do where a file has the labels.
+    folders: tuple[str, ...]
+    images: bool
+    files: bool
+
+
+def look_into(folder: Path) -> Contents:
+    """See what lies directly in a folder.
 
     Raises:
-        DatasetError: If a folder cannot be listed.
+        DatasetError: If the folder cannot be listed.
     """
-    names = subfolders(root)
-    named = {name.lower(): name for name in reversed(names) if name.lower() in _SPLIT_NAMES}
-    if without_classes and all(name.lower() in _SPLIT_NAMES for name in names):
-        return named
-    return {split: name for split, name in named.items() if subfolders(root / name)}
+    entries = _entries(folder)
+    folders = tuple(entry.name for entry in entries if _is_folder(entry))
+    return Contents(folders, any(map(_is_image, entries)), len(entries) > len(folders))
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -170,7 +221,9 @@ def _unlisted(folder: str | Path, error: OSError) -> DatasetError:
     )
 
 
-def _images_below(folder: str | Path, path: str, seen: set[_Identity]) -> Iterator[ImageFile]:
+def _images_below(
+    folder: str | Path, path: str, seen: set[_Identity], passed_over: Counter[str] | None = None
+) -> Iterator[ImageFile]:
     # A stack rather than recursion: folders can be nested deeper than Python's frames.
     pending = [(folder, path)]
     while pending:
@@ -185,6 +238,24 @@ def _images_below(folder: str | Path, path: str, seen: set[_Identity]) -> Iterat
                 pending.append((entry.path, below))
             elif _is_image(entry):
                 yield _image_file(entry, below)
+            elif passed_over is not None:
+                _count_file(entry, passed_over)
+
+
+def _count_file(entry: os.DirEntry[str], passed_over: Counter[str]) -> None:
+    """Count a file that is no image by its name, unless it is a text that belongs beside images."""
+    suffix = _ending(entry.name)
+    if suffix in _TEXT_SUFFIXES or entry.name.lower() in _TEXT_NAMES or suffix in image_suffixes():
+        return
+    with contextlib.suppress(OSError):
+        if entry.is_file():
+            passed_over[suffix] += 1
+
+
+def _ending(name: str) -> str:
+    """What a file name ends in, in lower case and with its dot; empty where it is no ending as formats have them."""
+    stem, _, ending = name.lower().rpartition(".")
+    return f".{ending}" if stem and ending.isalnum() and len(ending) <= _LONGEST_ENDING else ""
 
 
 def _is_hidden(name: str) -> bool:

@@ -185,6 +185,7 @@ def find_factory(spec: str) -> Factory:
     Raises:
         ArchitectureError: If there is no such architecture, module, file or function, or importing it fails.
     """
+    spec = _without_hub(spec)
     library, colon, name = spec.partition(":")
     if not colon:
         return _find_timm(spec) or _find_torchvision(spec) or _unknown(spec)
@@ -199,8 +200,16 @@ def find_factory(spec: str) -> Factory:
 
 def runs_own_code(spec: str) -> bool:
     """Whether `spec` names code outside of timm and torchvision, which only the user may ask for."""
-    library, colon, _ = spec.partition(":")
+    library, colon, _ = _without_hub(spec).partition(":")
     return bool(colon) and library not in {"timm", "torchvision"}
+
+
+def _without_hub(spec: str) -> str:
+    """A spec without the Hub's spelling of timm's names, `hf-hub:timm/NAME` and `timm/NAME`."""
+    library, colon, name = spec.partition(":")
+    if colon and library in {"hf-hub", "hf_hub"}:
+        return f"timm:{name.removeprefix('timm/')}"
+    return f"timm:{spec.removeprefix('timm/')}" if not colon and spec.startswith("timm/") else spec
 
 
 def _find_timm(name: str) -> Factory | None:

@@ -87,10 +87,12 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
             f"Give {', '.join(unknown)} as in the training, or a pretrained_cfg on the network or in config.json.",
         )
     size = _sizes(*chosen["input_size"])
+    mean, std = (_per_channel(key, *chosen[key], size[0]) for key in ("mean", "std"))
+    _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
     return Preprocessing(
         input_size=size,
-        mean=_per_channel("mean", *chosen["mean"], size[0]),
-        std=_per_channel("std", *chosen["std"], size[0]),
+        mean=mean,
+        std=std,
         interpolation=_one_of("interpolation", *chosen["interpolation"], _INTERPOLATIONS),
         crop_pct=_positive("crop_pct", *chosen["crop_pct"]),
         crop_mode=_one_of("crop_mode", *chosen["crop_mode"], _CROP_MODES),
@@ -114,6 +116,31 @@ def _per_channel(key: str, value: object, where: str, channels: int) -> tuple[fl
     if key == "std" and min(numbers) <= 0:
         raise _senseless(key, value, "positive numbers", where)
     return tuple(numbers) * (channels if len(numbers) == 1 else 1)
+
+
+def _refuse_0_to_255(mean: tuple[float, ...], std: tuple[float, ...], where: Mapping[str, str]) -> None:
+    """Refuse what belongs to pixels of 0 to 255: of those in [0, 1], no mean lies above 1, and no deviation above 0.5.
+
+    A deviation of 1 leaves the pixels' range as it is, and is used beside a mean that fits.
+    """
+    wrong = [key for key, values in (("mean", mean), ("std", std)) if max(values) > 1]
+    if not wrong:
+        return
+    # Where the mean is of 0 to 255, so is a deviation of 1.
+    scaled = {
+        key: tuple(value / 255 for value in values) if max(values) >= 1 else values
+        for key, values in (("mean", mean), ("std", std))
+    }
+    given = " and ".join(f"{key} {_listed(mean if key == 'mean' else std)} (from {where[key]})" for key in wrong)
+    kind = UsageError if all(where[key].startswith("--") for key in wrong) else ArchitectureError
+    raise kind(
+        f"the preprocessing's {given}: that is for pixels from 0 to 255, and here they lie in [0, 1]",
+        f"Divided by 255, it is {' '.join(f'--{key} {_listed(values)}' for key, values in scaled.items())}.",
+    )
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:.6g}" for value in values)
 
 
 def _positive(key: str, value: object, where: str) -> float:

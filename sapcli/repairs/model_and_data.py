@@ -16,7 +16,6 @@ from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
-from sapcli.datasets.folders import split_folders
 from sapcli.datasets.images import Images
 from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.machine import device
@@ -124,15 +123,18 @@ class ModelAndData:
     def validation(self) -> Dataset | None:
         """The images to choose alpha on, where there are any."""
         dedicated = self.source.validation is not None
-        return open_dataset(
-            self.source.validation or self.source.folder,
-            Role.CHOOSE,
-            self.architecture.num_classes,
-            label_names=self.training.classes,
-            # A label file names the images of DATA.
-            labels=None if dedicated else self.source.labels,
-            class_map=self.source.class_map,
-            dedicated=dedicated,
+        return self._said(
+            open_dataset(
+                self.source.validation or self.source.folder,
+                Role.CHOOSE,
+                self.architecture.num_classes,
+                label_names=self.training.classes,
+                # A label file names the images of DATA.
+                labels=None if dedicated else self.source.labels,
+                labels_split=None if dedicated else self.source.split,
+                class_map=self.source.class_map,
+                dedicated=dedicated,
+            )
         )
 
     def check_data(self, *, test: bool = False) -> None:
@@ -153,10 +155,19 @@ class ModelAndData:
     @cached_property
     def test(self) -> Dataset | None:
         """The images of the data folder's test split, where there are any that have no part in the repair."""
-        name = split_folders(self.training.root, without_classes=self.source.labels is not None).get("test")
-        if name is None:
+        dataset = self._said(
+            open_dataset(
+                self.source.folder,
+                Role.CONFIRM,
+                self.architecture.num_classes,
+                label_names=self.training.classes,
+                labels=self.source.labels,
+                labels_split=self.source.split,
+                class_map=self.source.class_map,
+            )
+        )
+        if dataset is None:
             return None
-        dataset = self._open(self.source.folder, Role.JUDGE, name)
         used = {self.training.fingerprint, "" if self.validation is None else self.validation.fingerprint}
         return None if dataset.fingerprint in used else dataset
 
@@ -193,6 +204,13 @@ class ModelAndData:
             raise
         if dataset is None:
             raise DatasetError(f"{folder} has no images for this", "name the folder with --split")
+        self._said(dataset)
+        return dataset
+
+    def _said(self, dataset: Dataset | None) -> Dataset | None:
+        """A dataset, once what was guessed or left out in opening it is said."""
+        for remark in dataset.remarks if dataset is not None else ():
+            self.progress.warn(remark)
         return dataset
 
     @property
