@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sapcli.activations.bases import Bases, write_bases
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, name_unreadable
+from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin
 
@@ -25,7 +25,7 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     samples = TrustedSource(selection, trusted).samples(session)
     bases = session.bases(samples)
     _note_coverage(terminal, bases, inputs.run.verbose)
-    name_unreadable(terminal, samples.images)
+    tell_of_images(terminal, samples.images)
     if destination is None:
         write_bases(bases, sys.stdout.buffer)
     else:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
+from sapcli.datasets.image_files import image_suffixes
 from sapcli.errors import DatasetError
 
-# The readers of these formats call other programs (EPS: Ghostscript), exist on one platform only, or only name the
-# file's kind.
-_UNREAD_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-_COMMON_FORMATS = ("JPEG", "PNG")
 _SYSTEM_NAMES = frozenset(
     {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 )
@@ -38,22 +32,6 @@ class ImageFile:
     path: str
     size: int
     modified_ns: int
-
-
-@functools.cache
-def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, in the order in which to try them."""
-    Image.init()
-    known = [name for name in Image.ID if name not in _UNREAD_FORMATS]
-    # The common formats first, and those last that have no signature and so take a whole attempt to open.
-    return tuple(sorted(known, key=lambda name: (name not in _COMMON_FORMATS, Image.OPEN[name][1] is None)))
-
-
-@functools.cache
-def image_suffixes() -> tuple[str, ...]:
-    """The file name endings, in lower case and with their dot, that make a file an image."""
-    formats = set(image_formats())
-    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 @dataclass(frozen=True)

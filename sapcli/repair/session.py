@@ -17,7 +17,7 @@ from sapcli.activations.scoring import Outcomes
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.contents import contents_of, find_contents
 from sapcli.datasets.dataset import Role
-from sapcli.datasets.images import Images
+from sapcli.datasets.images import Images, Remarks
 from sapcli.errors import CheckpointError
 from sapcli.machine.cache import Content
 from sapcli.machine.files import atomic_write
@@ -62,9 +62,10 @@ class Session(ModelAndData):
         read: Callable[[Path], Content],
         write: Callable[[Content, Path], None],
     ) -> Content:
-        """A cached artifact that is made of these images, and with it which of them cannot be read.
+        """A cached artifact that is made of these images, and with it what was to be said of them while it was made.
 
-        So they are named, or stop the run, when the artifact is there already too; see `Cache.fetch` for the rest.
+        So images that cannot be read are named, or stop the run, when the artifact is there already too; see
+        `Cache.fetch` for the rest.
         """
         made = False
 
@@ -74,15 +75,15 @@ class Session(ModelAndData):
             made = True
             return content
 
-        def unreadable() -> dict[int, str]:
+        def remarks() -> Remarks:
             if not made:
                 for _ in images.batches(indices):
                     pass
-            return {index: images.unreadable[index] for index in indices if index in images.unreadable}
+            return images.remarks(indices)
 
         content = self.cache.fetch(kind, parts, make_here, read, write)
-        known = self.cache.fetch("unreadable", {**parts, "of": kind}, unreadable, _read_reasons, _write_reasons)
-        images.leave_out(known)
+        known = self.cache.fetch("remarks", {**parts, "of": kind}, remarks, _read_remarks, _write_remarks)
+        images.add_remarks(known)
         return content
 
     def training_outcomes(self) -> Outcomes:
@@ -258,13 +259,13 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _write_reasons(unreadable: Mapping[int, str], path: Path) -> None:
+def _write_remarks(remarks: Remarks, path: Path) -> None:
     with atomic_write(path) as handle:
-        handle.write(json.dumps(unreadable).encode())
+        handle.write(json.dumps(remarks.to_json()).encode())
 
 
-def _read_reasons(path: Path) -> dict[int, str]:
-    return {int(index): reason for index, reason in json.loads(path.read_text()).items()}
+def _read_remarks(path: Path) -> Remarks:
+    return Remarks.from_json(json.loads(path.read_text()))
 
 
 def _write_outcomes(outcomes: Outcomes, path: Path) -> None:
