@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sapcli.activations.bases import Bases, write_bases
+from sapcli.activations.bases import Bases
+from sapcli.activations.bases_file import write_bases
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions, SelectionOptions

@@ -7,12 +7,14 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 
 from sapcli.datasets.archives import is_archive, unpacked_archive
 from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
+from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.folders import (
     ImageFile,
     Split,
@@ -46,7 +48,8 @@ class Dataset:
         classes: The names of the classes, in the order of the model's outputs.
         paths: POSIX paths relative to `root`, sorted.
         labels: The class of each image, as a position in `classes`.
-        fingerprint: SHA-256 over path, size, time of change and label of every image, and over the classes.
+        digests: What tells the contents of the files.
+        unpacked: Whether the files are only there for this process.
     """
 
     root: Path
@@ -54,7 +57,20 @@ class Dataset:
     classes: tuple[str, ...]
     paths: tuple[str, ...]
     labels: tuple[int, ...]
-    fingerprint: str
+    digests: FileDigests = field(default_factory=FileDigests, repr=False, compare=False)
+    unpacked: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over path, content and label of every image, and over the classes.
+
+        Asking for it reads the files that were not read before, so it is asked for once all else has been checked.
+        """
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        contents = self.digests.of(self.root, self.paths, keep=not self.unpacked)
+        for path, content, label in zip(self.paths, contents, self.labels, strict=True):
+            digest.update(f"\0{path}\0{content.hex()}\0{label}".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
 def open_dataset(
@@ -67,6 +83,7 @@ def open_dataset(
     labels: Path | None = None,
     class_map: Path | None = None,
     dedicated: bool = False,
+    digests: FileDigests | None = None,
 ) -> Dataset | None:
     """Find the images for a role, and the class of each. No image is read.
 
@@ -88,6 +105,7 @@ def open_dataset(
         class_map: A file that says which class folder is which class.
         dedicated: Whether `root` was named for this role alone, and so serves as a whole where it has no splits; only
             `Role.CHOOSE` differs.
+        digests: What will tell the contents of the files; by default, nothing is kept for another run.
 
     Returns:
         The dataset; None for `Role.CHOOSE` where there is no validation split.
@@ -115,7 +133,8 @@ def open_dataset(
         classes=names.names,
         paths=tuple(file.path for file, _label in samples),
         labels=tuple(label for _file, label in samples),
-        fingerprint=_fingerprint(samples, names.names),
+        digests=digests or FileDigests(),
+        unpacked=source.unpacked,
     )
 
 
@@ -126,6 +145,7 @@ class _Source:
     root: Path
     labels: LabelFile | None = None
     listed: LabelFile | None = None
+    unpacked: bool = False
 
 
 def _source(data: Path, labels: Path | None) -> _Source:
@@ -140,7 +160,7 @@ def _source(data: Path, labels: Path | None) -> _Source:
     if is_folder:
         return _Source(data, label_file)
     if is_archive(data):
-        return _Source(unpacked_archive(data), label_file)
+        return _Source(unpacked_archive(data), label_file, unpacked=True)
     suffix = data.suffix.lower()
     if suffix in _LIST_SUFFIXES:
         return _Source(data.parent, label_file, read_path_list(data))
@@ -275,11 +295,3 @@ def _is_in_splits(path: str, candidates: Sequence[str], root: Path, splits: froz
     below += [f"{split}/{path}" for split in splits]
     # Path.is_file raises on what no file system takes for a name, and the path comes from a file.
     return any(os.path.isfile(root / candidate) for candidate in below)  # noqa: PTH113
-
-
-def _fingerprint(samples: Sequence[tuple[ImageFile, int]], classes: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    for file, label in samples:
-        line = f"\0{file.path}\0{file.size}\0{file.modified_ns}\0{label}"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()

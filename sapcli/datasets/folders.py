@@ -25,13 +25,9 @@ class ImageFile:
 
     Attributes:
         path: POSIX path relative to the data folder.
-        size: Size in bytes, -1 for a link that leads nowhere.
-        modified_ns: Time of the last change in nanoseconds, -1 for a link that leads nowhere.
     """
 
     path: str
-    size: int
-    modified_ns: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def open_split(root: Path, name: str) -> Split:
             class_folders.append(entry.name)
             files.extend(_images_below(entry.path, prefix + entry.name, set(holders)))
         elif _is_image(entry):
-            files.append(_image_file(entry, prefix + entry.name))
+            files.append(ImageFile(prefix + entry.name))
     return Split(root, name, tuple(class_folders), tuple(sorted(files, key=lambda file: file.path)))
 
 
@@ -162,7 +158,7 @@ def _images_below(folder: str | Path, path: str, seen: set[_Identity]) -> Iterat
             if _is_folder(entry):
                 pending.append((entry.path, below))
             elif _is_image(entry):
-                yield _image_file(entry, below)
+                yield ImageFile(below)
 
 
 def _is_hidden(name: str) -> bool:
@@ -184,11 +180,3 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:  # a link that leads nowhere is a sample that is named when it is read
         return True
-
-
-def _image_file(entry: os.DirEntry[str], path: str) -> ImageFile:
-    try:
-        status = entry.stat()
-    except OSError:
-        return ImageFile(path, -1, -1)
-    return ImageFile(path, status.st_size, status.st_mtime_ns)

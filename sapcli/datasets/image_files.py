@@ -13,7 +13,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
 from PIL import Image
 
@@ -35,6 +34,7 @@ MOST_PIXELS = 178_956_970
 MOST_BYTES = 400_000_000
 """Bytes that decoding a picture may take."""
 _ORIENTATION = 0x0112
+_READ_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _TILE_WIDTH, _TILE_LENGTH, _SAMPLES, _BITS = 322, 323, 277, 258
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,21 +61,17 @@ def image_suffixes() -> tuple[str, ...]:
     return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading; what lies in its place is not waited for.
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """Open a regular file for reading, as a descriptor; what lies in its place is not waited for.
 
     Raises:
         OSError: It cannot be opened, or is a pipe, a device or a folder.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(path, flags)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
+    descriptor = os.open(path, _READ_AT_ONCE)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor
 
 
 @contextmanager
@@ -86,7 +82,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         OSError: It cannot be opened, or no format knows it.
         Image.DecompressionBombError: It says that it has more pixels than any picture.
     """
-    with open_regular(path) as file, Image.open(file, formats=image_formats()) as image:
+    with os.fdopen(open_regular(path), "rb") as file, Image.open(file, formats=image_formats()) as image:
         _check_pixels(image)
         yield image
 

@@ -14,6 +14,7 @@ import torch
 from sapcli.activations.scoring import Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
+from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.folders import split_folders
 from sapcli.datasets.images import Images
 from sapcli.errors import ArchitectureError, DatasetError
@@ -122,6 +123,7 @@ class ModelAndData:
             labels=None if dedicated else self.source.labels,
             class_map=self.source.class_map,
             dedicated=dedicated,
+            digests=self._digests,
         )
 
     def check_data(self, *, test: bool = False) -> None:
@@ -146,8 +148,12 @@ class ModelAndData:
         if name is None:
             return None
         dataset = self._open(self.source.folder, Role.JUDGE, name)
-        used = {self.training.fingerprint, "" if self.validation is None else self.validation.fingerprint}
-        return None if dataset.fingerprint in used else dataset
+        used = [(data.root, data.paths) for data in (self.training, self.validation) if data is not None]
+        return None if (dataset.root, dataset.paths) in used else dataset
+
+    @cached_property
+    def _digests(self) -> FileDigests:
+        return FileDigests(self.cache, self.progress)
 
     def _open(self, folder: Path, role: Role, split: str | None) -> Dataset:
         dataset = open_dataset(
@@ -158,6 +164,7 @@ class ModelAndData:
             label_names=self.architecture.label_names,
             labels=self.source.labels,
             class_map=self.source.class_map,
+            digests=self._digests,
         )
         if dataset is None:
             raise DatasetError(f"{folder} has no images for this", "name the folder with --split")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from sapcli.activations.bases import Bases, collect_bases, read_bases, write_bases
+from sapcli.activations.bases import Bases, Origin, collect_bases
+from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.scoring import Outcomes
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.contents import contents_of, find_contents
@@ -49,7 +54,7 @@ class Session(ModelAndData):
             "data": fingerprint,
             "device": settings.device.type,
             "batch_size": self.batch_size,
-            "torch": torch.__version__,
+            "versions": _versions(),
         }
 
     def _fetch_made_of(
@@ -203,36 +208,76 @@ class Session(ModelAndData):
             samples.indices,
             "bases",
             parts,
-            make=lambda: collect_bases(
-                self.classifier,
-                samples.images,
-                samples.indices,
-                checkpoint=self.checkpoint.digest,
-                samples=samples.digest,
-                progress=self.progress,
-                all_rows=self.settings.all_rows,
+            make=lambda: replace(
+                collect_bases(
+                    self.classifier,
+                    samples.images,
+                    samples.indices,
+                    checkpoint=self.checkpoint.digest,
+                    samples=samples.digest,
+                    progress=self.progress,
+                    all_rows=self.settings.all_rows,
+                ),
+                origin=self._origin,
             ),
             read=read_bases,
             write=write_bases,
         )
 
+    @property
+    def _origin(self) -> Origin:
+        """What bases are made with here."""
+        architecture = self.architecture
+        settings = json.loads(json.dumps(architecture.preprocessing.to_settings()))
+        return Origin(settings, architecture.code_digest, self.training.fingerprint)
+
     def check_bases(self, bases: Bases, source: str) -> None:
-        """Make sure that `bases` were made from this checkpoint.
+        """Make sure that `bases` were made from this checkpoint as it is run here, and say where the rest differs.
 
         Raises:
-            CheckpointError: They were made from other weights.
+            CheckpointError: They were made from other weights, or of images that were prepared in another way.
         """
         again = "make them again with `sap activations` and this checkpoint"
         if bases.checkpoint != self.checkpoint.digest:
             raise CheckpointError(
                 f"{source} holds bases of other weights than those of {self.checkpoint.source}", again
             )
+        self._check_origin(bases.origin, source)
         elements = {name: tensor.numel() for name, tensor in self.classifier.module.named_parameters()}
         for name in bases.pieces:
             if not bases.fit(name, elements.get(name, 0)):
                 raise CheckpointError(
                     f"{source} holds bases of a layer {name} that {self.checkpoint.source} has not", again
                 )
+
+    def _check_origin(self, origin: Origin | None, source: str) -> None:
+        """Refuse bases of other preprocessing, and warn of those of other code or data."""
+        if origin is None:
+            self.progress.warn(
+                f"{source} does not say with which preprocessing, code and data it was made, so it cannot be checked"
+                " that they are those of this run"
+            )
+            return
+        here = self._origin
+        there = origin.preprocessing
+        different = sorted(
+            key for key in there.keys() | here.preprocessing if there.get(key) != here.preprocessing.get(key)
+        )
+        if different:
+            named = "; ".join(
+                f"{reprlib.repr(key)} {reprlib.repr(there.get(key))} there, {here.preprocessing.get(key)!r} here"
+                for key in different[:3]
+            )
+            raise CheckpointError(
+                f"{source} holds bases of images that were prepared in another way: {named}",
+                "give the same preprocessing options, or make the bases again with `sap activations`",
+            )
+        if origin.code != here.code:
+            self.progress.warn(
+                f"{source} was made with other code of the network than that of {self.architecture.name}"
+            )
+        if origin.data != here.data:
+            self.progress.warn(f"{source} was made with other training images, labels or classes than those given here")
 
     def plan(self, bases: Bases, settings: ProjectionSettings) -> LayerPlan:
         """Which weights are projected."""
@@ -248,6 +293,17 @@ class Session(ModelAndData):
             skip_layers=settings.skip_layers,
             keep_classifier=settings.keep_classifier,
         )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """The versions of what decodes images, builds networks and computes."""
+    found = {"torch": str(torch.__version__)}
+    for package in ("timm", "torchvision", "pillow", "numpy"):
+        # What was put on the path by hand has no version that is known.
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sapcli.activations.bases import Bases, read_bases
+from sapcli.activations.bases import Bases
+from sapcli.activations.bases_file import read_bases
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
