@@ -65,6 +65,15 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Exif(StrEnum):
+    """What becomes of the EXIF orientation that cameras write into an image file."""
+
+    IGNORE = "ignore"
+    """The picture is taken as it is stored, as torchvision and timm take it."""
+    APPLY = "apply"
+    """The picture is turned upright."""
+
+
 class OutputFormat(StrEnum):
     """How metrics are written."""
 
@@ -113,6 +122,7 @@ class PreprocessingOverrides:
         std: Of each channel, divided by.
         interpolation: The filter that resizes, by timm's name.
         crop_pct: The crop's side over that of the resized image.
+        exif: What becomes of the images' EXIF orientation.
     """
 
     input_size: tuple[int, int, int] | None = None
@@ -120,6 +130,7 @@ class PreprocessingOverrides:
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
+    exif: Exif | None = None
 
 
 @dataclass(frozen=True)

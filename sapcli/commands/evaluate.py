@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sapcli.activations.scoring import Outcomes
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, introduce, name_unreadable
+from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.outputs import check_appendable, destination_file, one_stdin, open_output
 from sapcli.datasets.contents import find_contents, from_text
@@ -86,7 +86,7 @@ def _evaluate(session: Session, terminal: console.Terminal) -> _Evaluation:
             f" {session.checkpoint.source} was repaired with: they flatter it"
         )
     outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
-    name_unreadable(terminal, images)
+    tell_of_images(terminal, images)
     session.check_class_order(dataset, outcomes, stop=False)
     for point in guessing(outcomes.accuracy, len(dataset.classes)):
         terminal.warn(f"{session.checkpoint.source}: {point}")

@@ -16,8 +16,8 @@ from sapcli.commands.line.inputs import (
     TrustedSource,
     given_bases,
     introduce,
-    name_unreadable,
     note_unchecked_order,
+    tell_of_images,
 )
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.outputs import STDIO, check_appendable, destination_checkpoint, one_stdin, report_forms
@@ -131,7 +131,7 @@ def _project(
     repair, correction = run_repair(session, settings, bases, samples, forget)
     note_unchecked_order(session)
     for images in filter(None, (session.training_images, session.validation_images)):
-        name_unreadable(terminal, images)
+        tell_of_images(terminal, images)
     rows = repair_rows(repair)
     _print_closing(terminal, repair, rows, inputs.run.verbose)
     append_summary(record.summary, repair_summary(checkpoint.source, rows))

@@ -159,14 +159,15 @@ def _names_on_disk(num_classes: int, found: FoundClasses) -> tuple[str, ...]:
     if len(found.folders) != num_classes:
         filled = tuple(name for name in found.folders if holds_images(found.root / name))
     if len(filled) == num_classes:
-        on_disk = ClassNames(filled)
+        on_disk, known = ClassNames(filled), frozenset(filled)
         if all(
-            label in filled or (whole_number(label) is not None and on_disk.label_position(label) is not None)
+            label in known or (whole_number(label) is not None and on_disk.label_position(label) is not None)
             for label in labels
         ):
             return filled
     if found.label_file is None:
-        empty = [name for name in found.folders if name not in filled]
+        with_images = frozenset(filled)
+        empty = [name for name in found.folders if name not in with_images]
         raise DatasetError(
             f"{found.root}: {len(found.folders)} class folders ({shown(found.folders)}), "
             f"and the model has {num_classes} classes{f'; without images: {shown(empty)}' if empty else ''}",
@@ -193,7 +194,8 @@ def _imagenet_ids(num_classes: int, folders: Collection[str]) -> tuple[str, ...]
 
 def _imagenet_aliases(names: Sequence[str], used: Collection[str]) -> dict[str, int]:
     """The outputs that ImageNet ids mean where the model's names are ImageNet's descriptions."""
-    ids = [name for name in used if _SYNSET.fullmatch(name) and name not in names]
+    known = frozenset(names)
+    ids = [name for name in used if _SYNSET.fullmatch(name) and name not in known]
     if not ids:
         return {}
     ordered = _imagenet_descriptions(len(names))

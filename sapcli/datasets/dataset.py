@@ -7,12 +7,14 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 
 from sapcli.datasets.archives import is_archive, unpacked_archive
 from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
+from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.folders import ImageFile, Split, open_split, subfolders, told_of
 from sapcli.datasets.label_files import LABEL_SUFFIXES, LabelFile, LabelRow, label_files_in, read_labels, read_path_list
 from sapcli.datasets.label_numbers import UNLABELLED, perhaps_one_based, refuse_one_based, whole_number
@@ -43,8 +45,9 @@ class Dataset:
         classes: The names of the classes, in the order of the model's outputs.
         paths: POSIX paths relative to `root`, sorted.
         labels: The class of each image, as a position in `classes`.
-        fingerprint: SHA-256 over path, size, time of change and label of every image, and over the classes.
         remarks: What was guessed, passed over or left out, a line each, for people.
+        digests: What tells the contents of the files.
+        unpacked: Whether the files are only there for this process.
     """
 
     root: Path
@@ -52,8 +55,21 @@ class Dataset:
     classes: tuple[str, ...]
     paths: tuple[str, ...]
     labels: tuple[int, ...]
-    fingerprint: str
     remarks: tuple[str, ...] = ()
+    digests: FileDigests = field(default_factory=FileDigests, repr=False, compare=False)
+    unpacked: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over path, content and label of every image, and over the classes.
+
+        Asking for it reads the files that were not read before, so it is asked for once all else has been checked.
+        """
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        contents = self.digests.of(self.root, self.paths, keep=not self.unpacked)
+        for path, content, label in zip(self.paths, contents, self.labels, strict=True):
+            digest.update(f"\0{path}\0{content.hex()}\0{label}".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
 def open_dataset(
@@ -67,6 +83,7 @@ def open_dataset(
     class_map: Path | None = None,
     labels_split: str | None = None,
     dedicated: bool = False,
+    digests: FileDigests | None = None,
 ) -> Dataset | None:
     """Find the images for a role, and the class of each. No image is read.
 
@@ -90,6 +107,7 @@ def open_dataset(
             not say so.
         dedicated: Whether `root` was named for this role alone, and so serves as a whole where it has no splits; only
             `Role.CHOOSE` differs.
+        digests: What will tell the contents of the files; by default, nothing is kept for another run.
 
     Returns:
         The dataset; None for `Role.CHOOSE` where there is no validation split, and for `Role.CONFIRM` where there is no
@@ -136,8 +154,9 @@ def open_dataset(
         classes=names.names,
         paths=tuple(file.path for file, _label in labelled),
         labels=tuple(label for _file, label in labelled),
-        fingerprint=_fingerprint(labelled, names.names),
         remarks=remarks,
+        digests=digests or FileDigests(),
+        unpacked=source.unpacked,
     )
 
 
@@ -148,6 +167,7 @@ class _Source:
     root: Path
     labels: LabelFile | None = None
     listed: LabelFile | None = None
+    unpacked: bool = False
 
 
 def _source(data: Path, labels: Path | None) -> _Source:
@@ -162,7 +182,7 @@ def _source(data: Path, labels: Path | None) -> _Source:
     if is_folder:
         return _Source(data, label_file)
     if is_archive(data):
-        return _Source(unpacked_archive(data), label_file)
+        return _Source(unpacked_archive(data), label_file, unpacked=True)
     suffix = data.suffix.lower()
     if suffix in _LIST_SUFFIXES:
         return _Source(data.parent, label_file, read_path_list(data))
@@ -289,11 +309,3 @@ class _Samples:
             count = sum(label is None for label in given.values())
             self._remarks.append(f"{label_file.file}: {count:,} images have the label {UNLABELLED}, for none: left out")
         return given
-
-
-def _fingerprint(samples: Sequence[tuple[ImageFile, int]], classes: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    for file, label in samples:
-        line = f"\0{file.path}\0{file.size}\0{file.modified_ns}\0{label}"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()

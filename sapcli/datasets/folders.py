@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import stat
 from collections import Counter
@@ -11,14 +10,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
+from sapcli.datasets.image_files import image_suffixes
 from sapcli.errors import DatasetError
 
-# The readers of these formats call other programs (EPS: Ghostscript), exist on one platform only, or only name the
-# file's kind.
-_UNREAD_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-_COMMON_FORMATS = ("JPEG", "PNG")
 _SYSTEM_NAMES = frozenset(
     {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 )
@@ -43,29 +37,9 @@ class ImageFile:
 
     Attributes:
         path: POSIX path relative to the data folder.
-        size: Size in bytes, -1 for a link that leads nowhere.
-        modified_ns: Time of the last change in nanoseconds, -1 for a link that leads nowhere.
     """
 
     path: str
-    size: int
-    modified_ns: int
-
-
-@functools.cache
-def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, in the order in which to try them."""
-    Image.init()
-    known = [name for name in Image.ID if name not in _UNREAD_FORMATS]
-    # The common formats first, and those last that have no signature and so take a whole attempt to open.
-    return tuple(sorted(known, key=lambda name: (name not in _COMMON_FORMATS, Image.OPEN[name][1] is None)))
-
-
-@functools.cache
-def image_suffixes() -> tuple[str, ...]:
-    """The file name endings, in lower case and with their dot, that make a file an image."""
-    formats = set(image_formats())
-    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 @dataclass(frozen=True)
@@ -122,7 +96,7 @@ def open_split(root: Path, name: str) -> Split:
             passed_over[entry.name] = Counter()
             files.extend(_images_below(entry.path, prefix + entry.name, set(holders), passed_over[entry.name]))
         elif _is_image(entry):
-            files.append(_image_file(entry, prefix + entry.name))
+            files.append(ImageFile(prefix + entry.name))
         else:
             _count_file(entry, beside)
     files.sort(key=lambda file: file.path)
@@ -237,7 +211,7 @@ def _images_below(
             if _is_folder(entry):
                 pending.append((entry.path, below))
             elif _is_image(entry):
-                yield _image_file(entry, below)
+                yield ImageFile(below)
             elif passed_over is not None:
                 _count_file(entry, passed_over)
 
@@ -277,11 +251,3 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:  # a link that leads nowhere is a sample that is named when it is read
         return True
-
-
-def _image_file(entry: os.DirEntry[str], path: str) -> ImageFile:
-    try:
-        status = entry.stat()
-    except OSError:
-        return ImageFile(path, -1, -1)
-    return ImageFile(path, status.st_size, status.st_mtime_ns)

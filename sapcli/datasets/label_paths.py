@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapcli.datasets.classes import shown
-from sapcli.datasets.folders import Split, image_suffixes, open_split
+from sapcli.datasets.folders import Split, open_split
+from sapcli.datasets.image_files import image_suffixes
 from sapcli.datasets.label_files import LabelFile, LabelRow
 from sapcli.errors import DatasetError
 

@@ -73,7 +73,7 @@ class Architecture:
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
-        settings = {key: value for key, value in vars(self.preprocessing).items() if key != "source"}
+        settings = self.preprocessing.to_settings()
         return metadata_of(Description(self.name, self.source, self.arguments, settings, self.label_names))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -152,8 +153,8 @@ def _label_names(labels: object, source: str) -> tuple[str, ...]:
     texts = tuple(name for name in names if isinstance(name, str))
     if len(texts) < len(names):
         raise _senseless("label_names", source, "is no list of names, and no object from 0, 1, ... to names")
-    doubled = next((name for position, name in enumerate(names) if name in names[:position]), None)
-    if doubled is not None:
+    if len(set(texts)) < len(texts):
+        doubled = next(name for name, count in Counter(texts).items() if count > 1)
         raise _senseless("label_names", source, f"has {doubled!r} twice, expected a name of its own for every class")
     return texts
 

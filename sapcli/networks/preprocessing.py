@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from sapcli.errors import ArchitectureError, SapError, UsageError
-from sapcli.settings import PreprocessingOverrides
+from sapcli.settings import Exif, PreprocessingOverrides
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _CROP_MODES = ("center", "squash", "border")
@@ -32,6 +32,7 @@ class Preprocessing:
         crop_pct: The side of the crop over the side that the image is resized to.
         crop_mode: `center`, `squash` or `border`, as in timm.
         source: Where the settings come from, for people.
+        exif: What becomes of the images' EXIF orientation.
     """
 
     input_size: tuple[int, int, int]
@@ -41,13 +42,20 @@ class Preprocessing:
     crop_pct: float
     crop_mode: str
     source: str
+    exif: Exif = Exif.IGNORE
 
     def __str__(self) -> str:
         """The settings in one line."""
         channels, height, width = self.input_size
         mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
-        return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}"
+        turned = ", EXIF orientation applied" if self.exif is Exif.APPLY else ""
+        return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}{turned}"
+
+    def to_settings(self) -> dict[str, object]:
+        """All but the source, in the terms of timm's `pretrained_cfg`; `exif`, which it has not, only where applied."""
+        left_out = {"source"} if self.exif is Exif.APPLY else {"source", "exif"}
+        return {key: value for key, value in vars(self).items() if key not in left_out}
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
     given = {key: value for key, value in vars(overrides).items() if value is not None}
     layers = [*(Settings(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()), *sources]
     chosen: dict[str, tuple[object, str]] = {}  # the value and where it comes from
-    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"):
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "exif"):
         layer = next((layer for layer in layers if layer.values.get(key) is not None), None)
         if layer is None and key in _HARMLESS:
             layer = Settings(f"the default {key}", _HARMLESS)
@@ -97,6 +105,7 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
         crop_pct=_positive("crop_pct", *chosen["crop_pct"]),
         crop_mode=_one_of("crop_mode", *chosen["crop_mode"], _CROP_MODES),
         source=", ".join(dict.fromkeys(where for _, where in chosen.values())),
+        exif=Exif(_one_of("exif", *chosen["exif"], tuple(Exif))) if "exif" in chosen else Exif.IGNORE,
     )
 
 

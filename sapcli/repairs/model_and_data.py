@@ -16,6 +16,7 @@ from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
+from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.images import Images
 from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.machine import device
@@ -134,6 +135,7 @@ class ModelAndData:
                 labels_split=None if dedicated else self.source.split,
                 class_map=self.source.class_map,
                 dedicated=dedicated,
+                digests=self._digests,
             )
         )
 
@@ -164,12 +166,17 @@ class ModelAndData:
                 labels=self.source.labels,
                 labels_split=self.source.split,
                 class_map=self.source.class_map,
+                digests=self._digests,
             )
         )
         if dataset is None:
             return None
-        used = {self.training.fingerprint, "" if self.validation is None else self.validation.fingerprint}
-        return None if dataset.fingerprint in used else dataset
+        used = [(data.root, data.paths) for data in (self.training, self.validation) if data is not None]
+        return None if (dataset.root, dataset.paths) in used else dataset
+
+    @cached_property
+    def _digests(self) -> FileDigests:
+        return FileDigests(self.cache, self.progress)
 
     def _open(self, folder: Path, role: Role, split: str | None) -> Dataset:
         dataset = self._opened(folder, role, split, self.label_names)
@@ -177,6 +184,7 @@ class ModelAndData:
             self._folder_order = self._find_folder_order(dataset)
             if self._folder_order not in (None, dataset.classes):
                 dataset = self._opened(folder, role, split, self._folder_order)
+        self._said(dataset)
         return dataset
 
     def _opened(self, folder: Path, role: Role, split: str | None, label_names: tuple[str, ...] | None) -> Dataset:
@@ -189,6 +197,7 @@ class ModelAndData:
                 label_names=label_names,
                 labels=self.source.labels,
                 class_map=self.source.class_map,
+                digests=self._digests,
             )
 
         classes = self.architecture.num_classes
@@ -204,7 +213,6 @@ class ModelAndData:
             raise
         if dataset is None:
             raise DatasetError(f"{folder} has no images for this", "name the folder with --split")
-        self._said(dataset)
         return dataset
 
     def _said(self, dataset: Dataset | None) -> Dataset | None:

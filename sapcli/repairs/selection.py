@@ -102,11 +102,11 @@ def class_balanced_lowest(scores: Tensor, labels: Tensor, counts: Sequence[int])
         labels: Class of each score, int64 `[n]`.
         counts: How many of each class.
     """
-    chosen = []
-    for position, count in enumerate(counts):
-        members = (labels == position).nonzero().flatten()
-        chosen.append(members[scores[members].argsort(stable=True)[:count]])
-    return torch.cat(chosen).sort().values
+    by_score = scores.argsort(stable=True)
+    ordered = by_score[labels[by_score].argsort(stable=True)]
+    sizes = torch.bincount(labels, minlength=len(counts))
+    ranks = torch.arange(len(ordered)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return ordered[ranks < torch.tensor(counts).repeat_interleave(sizes)].sort().values
 
 
 def select_lowest(

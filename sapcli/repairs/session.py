@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from sapcli.activations.bases import Bases, collect_bases, read_bases, write_bases
+from sapcli.activations.bases import Bases, Origin, collect_bases
+from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
 from sapcli.activations.scoring import Outcomes
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.contents import contents_of, find_contents
 from sapcli.datasets.dataset import Dataset, Role
-from sapcli.datasets.images import Images
+from sapcli.datasets.images import Images, Remarks
 from sapcli.errors import ArchitectureError, CheckpointError, DatasetError
 from sapcli.machine.cache import Content
 from sapcli.machine.files import atomic_write
@@ -55,7 +60,7 @@ class Session(ModelAndData):
             "data": fingerprint,
             "device": settings.device.type,
             "batch_size": self.batch_size,
-            "torch": torch.__version__,
+            "versions": _versions(),
         }
 
     def _fetch_made_of(
@@ -68,9 +73,10 @@ class Session(ModelAndData):
         read: Callable[[Path], Content],
         write: Callable[[Content, Path], None],
     ) -> Content:
-        """A cached artifact that is made of these images, and with it which of them cannot be read.
+        """A cached artifact that is made of these images, and with it what was to be said of them while it was made.
 
-        So they are named, or stop the run, when the artifact is there already too; see `Cache.fetch` for the rest.
+        So images that cannot be read are named, or stop the run, when the artifact is there already too; see
+        `Cache.fetch` for the rest.
         """
         made = False
 
@@ -80,15 +86,15 @@ class Session(ModelAndData):
             made = True
             return content
 
-        def unreadable() -> dict[int, str]:
+        def remarks() -> Remarks:
             if not made:
                 for _ in images.batches(indices):
                     pass
-            return {index: images.unreadable[index] for index in indices if index in images.unreadable}
+            return images.remarks(indices)
 
         content = self.cache.fetch(kind, parts, make_here, read, write)
-        known = self.cache.fetch("unreadable", {**parts, "of": kind}, unreadable, _read_reasons, _write_reasons)
-        images.leave_out(known)
+        known = self.cache.fetch("remarks", {**parts, "of": kind}, remarks, _read_remarks, _write_remarks)
+        images.add_remarks(known)
         return content
 
     def check_forward(self, dataset: Dataset, *, stop: bool) -> None:
@@ -298,36 +304,76 @@ class Session(ModelAndData):
             samples.indices,
             "bases",
             parts,
-            make=lambda: collect_bases(
-                self.classifier,
-                samples.images,
-                samples.indices,
-                checkpoint=self.checkpoint.digest,
-                samples=samples.digest,
-                progress=self.progress,
-                all_rows=self.settings.all_rows,
+            make=lambda: replace(
+                collect_bases(
+                    self.classifier,
+                    samples.images,
+                    samples.indices,
+                    checkpoint=self.checkpoint.digest,
+                    samples=samples.digest,
+                    progress=self.progress,
+                    all_rows=self.settings.all_rows,
+                ),
+                origin=self._origin,
             ),
             read=read_bases,
             write=write_bases,
         )
 
+    @property
+    def _origin(self) -> Origin:
+        """What bases are made with here."""
+        architecture = self.architecture
+        settings = json.loads(json.dumps(architecture.preprocessing.to_settings()))
+        return Origin(settings, architecture.code_digest, self.training.fingerprint)
+
     def check_bases(self, bases: Bases, source: str) -> None:
-        """Make sure that `bases` were made from this checkpoint.
+        """Make sure that `bases` were made from this checkpoint as it is run here, and say where the rest differs.
 
         Raises:
-            CheckpointError: They were made from other weights.
+            CheckpointError: They were made from other weights, or of images that were prepared in another way.
         """
         again = "make them again with `sap activations` and this checkpoint"
         if bases.checkpoint != self.checkpoint.digest:
             raise CheckpointError(
                 f"{source} holds bases of other weights than those of {self.checkpoint.source}", again
             )
+        self._check_origin(bases.origin, source)
         elements = {name: tensor.numel() for name, tensor in self.classifier.module.named_parameters()}
         for name in bases.pieces:
             if not bases.fit(name, elements.get(name, 0)):
                 raise CheckpointError(
                     f"{source} holds bases of a layer {name} that {self.checkpoint.source} has not", again
                 )
+
+    def _check_origin(self, origin: Origin | None, source: str) -> None:
+        """Refuse bases of other preprocessing, and warn of those of other code or data."""
+        if origin is None:
+            self.progress.warn(
+                f"{source} does not say with which preprocessing, code and data it was made, so it cannot be checked"
+                " that they are those of this run"
+            )
+            return
+        here = self._origin
+        there = origin.preprocessing
+        different = sorted(
+            key for key in there.keys() | here.preprocessing if there.get(key) != here.preprocessing.get(key)
+        )
+        if different:
+            named = "; ".join(
+                f"{reprlib.repr(key)} {reprlib.repr(there.get(key))} there, {here.preprocessing.get(key)!r} here"
+                for key in different[:3]
+            )
+            raise CheckpointError(
+                f"{source} holds bases of images that were prepared in another way: {named}",
+                "give the same preprocessing options, or make the bases again with `sap activations`",
+            )
+        if origin.code != here.code:
+            self.progress.warn(
+                f"{source} was made with other code of the network than that of {self.architecture.name}"
+            )
+        if origin.data != here.data:
+            self.progress.warn(f"{source} was made with other training images, labels or classes than those given here")
 
     def plan(self, bases: Bases, settings: ProjectionSettings) -> LayerPlan:
         """Which weights are projected."""
@@ -347,6 +393,17 @@ class Session(ModelAndData):
         )
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    """The versions of what decodes images, builds networks and computes."""
+    found = {"torch": str(torch.__version__)}
+    for package in ("timm", "torchvision", "pillow", "numpy"):
+        # What was put on the path by hand has no version that is known.
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def _identity(path: str) -> tuple[int, int] | None:
     """Device and file number, the same for all names of one file; `None` for a file that is gone."""
     try:
@@ -356,13 +413,13 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _write_reasons(unreadable: Mapping[int, str], path: Path) -> None:
+def _write_remarks(remarks: Remarks, path: Path) -> None:
     with atomic_write(path) as handle:
-        handle.write(json.dumps(unreadable).encode())
+        handle.write(json.dumps(remarks.to_json()).encode())
 
 
-def _read_reasons(path: Path) -> dict[int, str]:
-    return {int(index): reason for index, reason in json.loads(path.read_text()).items()}
+def _read_remarks(path: Path) -> Remarks:
+    return Remarks.from_json(json.loads(path.read_text()))
 
 
 def _write_outcomes(outcomes: Outcomes, path: Path) -> None:

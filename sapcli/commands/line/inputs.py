@@ -6,13 +6,14 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sapcli.activations.bases import Bases, read_bases
+from sapcli.activations.bases import Bases
+from sapcli.activations.bases_file import read_bases
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
 from sapcli.commands.line.outputs import STDIO, check_writable
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.decoding import longest_side
+from sapcli.datasets.decoding import Scaling, longest_side
 from sapcli.datasets.images import Images
 from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
@@ -21,10 +22,13 @@ from sapcli.machine.files import spool
 from sapcli.machine.results import descriptor_of
 from sapcli.repairs.selection import TrustedSet, parse_trusted
 from sapcli.repairs.session import Samples, Session
+from sapcli.settings import Exif
 
 # So many files tell how large the images are, and from so much on it is said that they are enlarged.
 _LOOKED_AT = 5
 _MUCH_LARGER = 2
+# Images of 16 bits whose highest value is below this have 12 bits at most.
+_NEARLY_BLACK = 4096
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,42 @@ def given_bases(source: str) -> Bases:
         return read_bases(Path(f"/dev/fd/{copy.fileno()}"), "stdin")
 
 
-def name_unreadable(terminal: console.Terminal, images: Images) -> None:
-    """Name the images that were left out."""
+def tell_of_images(terminal: console.Terminal, images: Images) -> None:
+    """Name the images that were left out, and say of how many the training may have seen something else."""
     for index, reason in sorted(images.unreadable.items()):
         terminal.warn(f"{images.dataset.paths[index]} is left out: {reason}")
+    dataset = images.dataset
+    where = dataset.root if dataset.split is None else dataset.root / dataset.split
+    _tell_of_scaling(terminal, where, images)
+    oriented = sum(treatment.oriented for treatment in images.treated.values())
+    if oriented and images.preprocessing.exif is Exif.APPLY:
+        terminal.note(f"{where}: {oriented:,} images were turned upright by their EXIF orientation")
+    elif oriented:
+        terminal.note(
+            f"{where}: {oriented:,} images carry an EXIF orientation, which is not applied, as torchvision and timm do"
+            " not (--exif apply)"
+        )
+
+
+def _tell_of_scaling(terminal: console.Terminal, where: Path, images: Images) -> None:
+    """Say how many grey images of more than 8 bits were scaled how, and whether that is doubtful."""
+    highest: dict[Scaling, list[float]] = {}
+    for treatment in images.treated.values():
+        if treatment.scaling is not None:
+            highest.setdefault(treatment.scaling, []).append(treatment.highest)
+    if not highest:
+        return
+    total = sum(map(len, highest.values()))
+    ways = "; ".join(
+        f"{len(values):,} {scaling.value} (the highest is {max(values):.6g})" for scaling, values in highest.items()
+    )
+    text = f"{where}: grey values of more than 8 bits of {total:,} images were brought to 0..255: {ways}"
+    nearly_black = max(highest.get(Scaling.SIXTEEN_BITS, [65535])) < _NEARLY_BLACK
+    if len(highest) > 1:
+        terminal.warn(f"{text}; where all are meant alike, write them as 8 bits, as in the training")
+    elif nearly_black:
+        terminal.warn(
+            f"{text}; they are nearly black: if they have fewer bits, write them as 8 bits, as in the training"
+        )
+    else:
+        terminal.note(text)

@@ -13,6 +13,7 @@ from sapcli.commands.line import completion
 from sapcli.commands.line.parsing import parse_input_size, parse_numbers
 from sapcli.settings import (
     DataSource,
+    Exif,
     ModelSource,
     Precision,
     PreprocessingOverrides,
@@ -115,6 +116,15 @@ class ModelOptions:
         float | None,
         option("--crop-pct", panel=IMAGES, min=0.01, max=1.0, help="The crop's side over that of the resized image."),
     ] = None
+    exif: Annotated[
+        Exif | None,
+        option(
+            "--exif",
+            panel=IMAGES,
+            help="The orientation that cameras write into images; apply turns them upright. Give what the training"
+            " did: torchvision's and timm's loaders ignore it.",
+        ),
+    ] = None
 
     def to_source(self) -> ModelSource:
         """The options, parsed.
@@ -130,6 +140,7 @@ class ModelOptions:
             parse_numbers("--std", self.std),
             self.interpolation,
             self.crop_pct,
+            self.exif,
         )
         return ModelSource(self.arch, parse_arguments(self.arch_arguments or ()), overrides)
 
