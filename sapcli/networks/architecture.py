@@ -7,6 +7,7 @@ or by the tensors' own names and shapes. Whatever named it, the tensors decide: 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from sapcli.checkpoints.checkpoint import Checkpoint, Form
 from sapcli.errors import ArchitectureError
+from sapcli.networks.building_limits import BuildingLimits
 from sapcli.networks.description import Description, describe, metadata_of
 from sapcli.networks.factories import Factory, find_factory, in_one_line, runs_own_code
 from sapcli.networks.fitting import built_input_size, fitting_plan, is_built_for_a_size, published_settings
@@ -93,12 +95,15 @@ def resolve_architecture(
     factory = find_factory(description.name or name_of_only_match(checkpoint))
     own = Settings(description.source, description.settings)
     requested = overrides.input_size or description.settings.get("input_size")
+    limits = BuildingLimits.of(checkpoint)
+    limits.check_arguments(description.arguments, description.source)
     plan = fitting_plan(checkpoint, factory, {**description.arguments, **(arguments or {})}, requested)
 
     published = published_settings(factory, plan.network)
     built_for = built_input_size(plan.arguments, [own, *published])
     preprocessing = resolve_preprocessing(factory.name, [built_for, own, *published], overrides)
-    num_classes = plan.num_classes or _outputs(factory, plan.arguments, preprocessing.input_size)
+    with limits.on_tensors() if plan.arguments else nullcontext():
+        num_classes = plan.num_classes or _outputs(factory, plan.arguments, preprocessing.input_size)
     return Architecture(
         name=factory.name,
         arguments=plan.arguments,
@@ -128,7 +133,10 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, device: torch
     """
     factory = find_factory(architecture.name)
     # One dtype throughout: half-precision files compute in float32, and are cast back where they are written.
-    network = factory.build(_with_classes(factory, architecture.arguments, architecture.num_classes)).float()
+    arguments = _with_classes(factory, architecture.arguments, architecture.num_classes)
+    # Its parameters are those of the file, but there may be more than parameters, of a size that an argument has.
+    with BuildingLimits.of(checkpoint).on_tensors() if architecture.arguments else nullcontext():
+        network = factory.build(arguments).float()
     match = match_entries(checkpoint, Outline.of(network))
     match.require_fit(checkpoint.source, architecture.name)
     fill(network, checkpoint, match)

@@ -26,6 +26,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sapcli.errors import ArchitectureError
+from sapcli.networks.building_limits import BuildingLimits, NetworkTooLargeError
 
 # What would fetch or unpickle weights other than the checkpoint's; a config.json from elsewhere must not reach it.
 _WEIGHT_ARGUMENTS = frozenset(
@@ -102,6 +103,8 @@ class Factory:
                 # Libraries announce changes of initial values that are never used here.
                 warnings.simplefilter("ignore", FutureWarning)
                 network = self.function(**arguments)
+        except NetworkTooLargeError:
+            raise
         except (Exception, SystemExit) as error:
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             raise ArchitectureError(
@@ -115,13 +118,33 @@ class Factory:
             )
         return network.eval()
 
-    def outline(self, arguments: Mapping[str, object]) -> nn.Module:
-        """Build the network for its names and shapes only: without memory where the factory permits it."""
+    def outline(self, arguments: Mapping[str, object], limits: BuildingLimits | None = None) -> nn.Module:
+        """Build the network for its names and shapes only: without memory where the factory permits it.
+
+        Args:
+            arguments: What the factory is called with.
+            limits: How much may be built; None for any amount.
+
+        Raises:
+            ArchitectureError: As in `build`, or if the network is beyond the limits.
+        """
         # A factory that computes with values cannot run on the meta device; with its parameters alone there, most can.
-        for without_memory in (torch.device("meta"), _EmptyOnMeta()):
-            with contextlib.suppress(ArchitectureError), without_memory:
-                return self.build(arguments)
-        return self.build(arguments)
+        with limits.on_modules() if limits else contextlib.nullcontext():
+            try:
+                with torch.device("meta"):
+                    return self.build(arguments)
+            except NetworkTooLargeError:
+                raise
+            except ArchitectureError:
+                on_tensors = limits.on_tensors() if limits else contextlib.nullcontext()
+            with on_tensors:
+                try:
+                    with _EmptyOnMeta():
+                        return self.build(arguments)
+                except NetworkTooLargeError:
+                    raise
+                except ArchitectureError:
+                    return self.build(arguments)
 
 
 def find_factory(spec: str) -> Factory:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING
 
 from sapcli.errors import ArchitectureError
+from sapcli.networks.building_limits import BuildingLimits
 from sapcli.networks.class_count import PROBED_COUNTS, at_count, class_dimensions, count_classes
 from sapcli.networks.loading import Match, Outline, match_entries
 from sapcli.networks.preprocessing import Settings
@@ -116,13 +117,14 @@ def _variants(checkpoint: Checkpoint, factory: Factory, plain: Plan, requested: 
 
 def _plan(checkpoint: Checkpoint, factory: Factory, arguments: Mapping[str, object]) -> Plan:
     """Build the network's outline, and read the number of classes where the checkpoint's shapes follow it."""
+    limits = BuildingLimits.of(checkpoint)
     if "num_classes" in arguments or not factory.accepts("num_classes"):
-        network = factory.outline(arguments)
+        network = factory.outline(arguments, limits)
         given = arguments.get("num_classes")
         match = match_entries(checkpoint, Outline.of(network))
         return Plan(arguments, network, given if isinstance(given, int) else None, match)
 
-    network, other = (factory.outline({**arguments, "num_classes": count}) for count in PROBED_COUNTS)
+    network, other = (factory.outline({**arguments, "num_classes": count}, limits) for count in PROBED_COUNTS)
     outline = Outline.of(network)
     match = match_entries(checkpoint, outline)
     dimensions = class_dimensions(outline.shapes, Outline.of(other).shapes)
@@ -155,8 +157,10 @@ def _resized(checkpoint: Checkpoint, factory: Factory, plain: Plan) -> Iterator[
         return
     name, (wanted, _) = next(iter(plain.match.misshapen.items()))
 
+    limits = BuildingLimits.of(checkpoint)
+
     def size_at(side: int) -> int:
-        network = factory.outline({**plain.arguments, option: side})
+        network = factory.outline({**plain.arguments, option: side}, limits)
         return math.prod(Outline.of(network).shapes[name])
 
     with contextlib.suppress(ArchitectureError, KeyError):
