@@ -115,6 +115,12 @@ class _Container:
         self.weight = weight
 
 
+class _Bytes(_Container):
+    """A byte string."""
+
+    __slots__ = ()
+
+
 class _Tensor:
     """A tensor that claims `elements`."""
 
@@ -335,11 +341,12 @@ class PickleLimits:
             self._spend(_PER_OBJECT + _PER_ENTRY * (arguments.weight - 1))
             return _Container(arguments.weight)
         if name in _TEXT_TO_BYTES:
-            if not items and name == "builtins.bytearray":
-                return _Container()
+            if name == "builtins.bytearray" and (not items or (len(items) == 1 and isinstance(items[0], _Bytes))):
+                self._spend(_PER_OBJECT + arguments.weight)
+                return _Container(arguments.weight)
             if len(items) == 2 and isinstance(items[0], str) and items[1] in _PLAIN_ENCODINGS:
                 self._spend(_PER_OBJECT + len(items[0]))
-                return _Container(1 + len(items[0]))
+                return _Bytes(1 + len(items[0]))
         raise UnpicklingError(f"Unsupported global: GLOBAL {name} was not an allowed global by default")
 
     def _tensor(self, name: str, arguments: _Tuple) -> _Tensor:
