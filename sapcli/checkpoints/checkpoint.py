@@ -281,7 +281,7 @@ def _open_shards(path: Path, source: str) -> Checkpoint:
             f"{path} names {len(shards)} shards, of which {len(missing)} are missing: {shown(missing)}",
             "Copy or download the missing files into the same folder.",
         )
-    files = {shard: _open_shard(path.with_name(shard)) for shard in shards}
+    files = _open_all_shards(path, shards)
     listed = {(name, shard) for name, shard in weight_map.items()}
     found = {(name, shard) for shard, file in files.items() for name in file.entries}
     for name, shard in sorted(listed ^ found):
@@ -302,6 +302,21 @@ def _is_shard_name(name: str) -> bool:
     return name.endswith(".safetensors") and not set(name) & set("/\\\0")
 
 
+def _open_all_shards(path: Path, shards: Iterable[str]) -> dict[str, SafetensorsFile]:
+    """The shards of an index, whose headers together are no larger than that of one file may be."""
+    files = {}
+    size = 0
+    for shard in shards:
+        files[shard] = _open_shard(path.with_name(shard))
+        size += files[shard].header_size
+        if size > MAX_HEADER:
+            raise CheckpointError(
+                f"the headers of the shards of {path} have more than {MAX_HEADER} bytes",
+                "Save the checkpoint again where it was made.",
+            )
+    return files
+
+
 def _open_shard(path: Path) -> SafetensorsFile:
     handle = path.open("rb")
     if is_pickled(handle.read(32)):
@@ -315,11 +330,9 @@ def _open_shard(path: Path) -> SafetensorsFile:
 def _read_json(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as handle:
-            text = handle.read(MAX_HEADER + 1)
+            text = handle.read(MAX_HEADER + 1)  # one more, by which it shows
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}", "Check its permissions and its disk.") from error
-    if len(text) > MAX_HEADER:
-        raise CheckpointError(f"{path} is larger than {MAX_HEADER} bytes", "Name the checkpoint's own files.")
     return parse_json_object(text, str(path))
 
 

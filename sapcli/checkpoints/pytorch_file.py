@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
 import os
 import re
@@ -18,7 +20,9 @@ from torch import Tensor
 
 from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
 from sapcli.checkpoints.other_formats import by_archive
-from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT, shown
+from sapcli.checkpoints.pickle_limits import MAX_PICKLE, PickleLimits
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, MAX_HEADER, QUANTISED_HINT, shown
+from sapcli.checkpoints.zip_records import read_records
 from sapcli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -35,6 +39,12 @@ FOLDER_ORDER_KEY = "sap.folder_order"
 
 _ZIP = b"PK\x03\x04"
 _PICKLE_PROTOCOLS = tuple(bytes([0x80, version]) for version in range(2, 6))
+# Before the tensors' data: a magic number, a version, facts about the system, the content, the storages' keys.
+_LEGACY_PICKLES = 5
+# Tensors that share a storage are written once each. A file may well hold one network under two or three names.
+_TIMES_THE_FILE = 8
+_SMALL_FILE = 64 << 20
+_MAX_NESTING = 100
 _SAVE_HINT = "Where you trust the file, load it and save its state dict alone, best with safetensors' save_file."
 
 
@@ -65,24 +75,33 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dic
     content = _load(handle, path, source)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, expected a state dict", _SAVE_HINT)
-    weights, rest = _unwrapped(content)
+    weights, rest = _unwrapped(content, source)
     size = os.fstat(handle.fileno()).st_size
     tensors: OrderedDict[str, Tensor] = OrderedDict()
     # The versions of the modules, where PyTorch's own state dicts have them.
     tensors._metadata = getattr(weights, "_metadata", None)  # type: ignore[attr-defined]
-    for name, tensor in (*_tensors_in(weights), *_tensors_in(rest)):
+    written = named = 0
+    for name, tensor in itertools.chain(_tensors_in(weights, source), _tensors_in(rest, source)):
         if name in tensors:
             raise CheckpointError(f"{source} holds two tensors that are called {shown(name)}", _SAVE_HINT)
         _check_storable(name, tensor, size, source)
         tensors[name] = tensor
+        written += tensor.numel() * tensor.dtype.itemsize
+        named += len(name)
+        if written > _TIMES_THE_FILE * size + _SMALL_FILE:
+            raise CheckpointError(
+                f"{source} has views of its data that claim more than {_TIMES_THE_FILE} times its {size} bytes",
+                _SAVE_HINT,
+            )
+        if named > MAX_HEADER:
+            raise CheckpointError(f"{source} has names of more than {MAX_HEADER} bytes", _SAVE_HINT)
     return tensors, _described(content)
 
 
 def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
     try:
         is_zip = handle.read(4) == _ZIP
-        if is_zip and not zipfile.is_zipfile(handle):
-            raise EOFError("the archive's directory, which stands at its end, is missing")
+        _check_limits(handle, source, is_zip)
         handle.seek(0)
         # timm and many others save their command line with the weights; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -90,7 +109,9 @@ def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
             warnings.simplefilter("ignore")
             if path is not None and is_zip:
                 return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-            return torch.load(handle, map_location="cpu", weights_only=True)
+            return torch.load(handle if is_zip else _plain(handle), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:
         # torch raises nearly every kind on damaged files. Its own text advises to run the pickle's code and stays out
         # of the message; the error that it was made from says what is wrong.
@@ -118,19 +139,64 @@ def _in_plain_words(error: BaseException) -> str:
     return shown(first)
 
 
+def _check_limits(handle: IO[bytes], source: str, is_zip: bool) -> None:
+    """Refuse a file that asks for more than it holds, before PyTorch does what it says."""
+    size = os.fstat(handle.fileno()).st_size
+    if is_zip:
+        records = read_records(handle, source)
+        if not records.is_program:  # which PyTorch refuses before it reads anything
+            PickleLimits(size, source, records.storages).check(records.pickle)
+        return
+    handle.seek(0)
+    head = handle.read(MAX_PICKLE)
+    limits = PickleLimits(size, source)
+    start = 0
+    for _ in range(_LEGACY_PICKLES):
+        end = limits.check(head, start)
+        if end is None:
+            if size > len(head):
+                raise CheckpointError(
+                    f"{source} is damaged, or describes its tensors in more than {MAX_PICKLE} bytes", _SAVE_HINT
+                )
+            return  # PyTorch stops there
+        start = end
+
+
+def _plain(handle: IO[bytes]) -> IO[bytes]:
+    """The same file without a descriptor: of one with a descriptor PyTorch tries first whether it is a tar archive."""
+    return io.BufferedReader(_WithoutDescriptor(handle))
+
+
+class _WithoutDescriptor(io.RawIOBase):
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._handle.seek(offset, whence)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        return self._handle.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+
+
 def _is_damage(error: Exception) -> bool:
     """Whether a file that was begun as PyTorch's cannot be read to its end."""
-    return isinstance(error, EOFError) or "PytorchStreamReader" in str(error)
+    return isinstance(error, (EOFError, zipfile.BadZipFile)) or "PytorchStreamReader" in str(error)
 
 
-def _unwrapped(content: Mapping[object, object]) -> tuple[Mapping[object, object], dict[object, object]]:
+def _unwrapped(content: Mapping[object, object], source: str) -> tuple[Mapping[object, object], dict[object, object]]:
     """The innermost dictionary of weights, and what lies beside it."""
     rest: dict[object, object] = {}
     # A dictionary can hold itself, so the depth is bounded.
     for _ in range(4):
         for key in WRAPPER_KEYS:
             inner = content.get(key)
-            if isinstance(inner, Mapping) and next(_tensors_in(inner), None) is not None:
+            if isinstance(inner, Mapping) and next(_tensors_in(inner, source), None) is not None:
                 rest |= {other: value for other, value in content.items() if other != key}
                 content = inner
                 break
@@ -147,18 +213,27 @@ def _described(content: Mapping[object, object]) -> dict[str, str]:
     return {FOLDER_ORDER_KEY: "timm"} if sorts_folders_as_timm(content) else {}
 
 
-def _tensors_in(content: Mapping[object, object]) -> Iterator[tuple[str, Tensor]]:
+def _tensors_in(content: Mapping[object, object], source: str) -> Iterator[tuple[str, Tensor]]:
     """All tensors in nested containers, each with the dotted path of its keys, every container once."""
-    seen: set[int] = set()
-    stack: list[tuple[str, object]] = [("", content)]
+    seen = {id(content)}
+    # A name is made when its turn comes: those of all items at once can be a thousand times as long as the file.
+    stack: list[tuple[str, Iterator[tuple[object, object]]]] = [("", iter(content.items()))]
     while stack:
-        name, value = stack.pop()
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
-            seen.add(id(value))
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            stack += reversed([(f"{name}.{key}" if name else str(key), inner) for key, inner in items])
+        path, items = stack[-1]
+        for key, value in items:
+            name = f"{path}.{key}" if path else str(key)
+            if isinstance(value, Tensor):
+                yield name, value
+            elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+                if len(stack) == _MAX_NESTING:
+                    raise CheckpointError(
+                        f"The content of {source} is nested more than {_MAX_NESTING} deep", _SAVE_HINT
+                    )
+                seen.add(id(value))
+                stack.append((name, iter(value.items() if isinstance(value, Mapping) else enumerate(value))))
+                break
+        else:
+            stack.pop()
 
 
 def _check_storable(name: str, tensor: Tensor, file_size: int, source: str) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.errors import ArchitectureError, SapError
 from sapcli.machine.text import in_one_line
+from sapcli.networks.building_limits import BuildingLimits
 from sapcli.networks.description import Description, NamedClasses, describe, metadata_of
 from sapcli.networks.factories import Factory, find_factory, runs_own_code, values_outside_of_checkpoints
 from sapcli.networks.fitting import Plan, built_input_size, fitting_plan
@@ -134,11 +135,15 @@ def resolve_architecture(
     factory = find_factory(description.name or name_of_only_match(checkpoint))
     own = Settings(description.source, description.settings)
     requested = overrides.input_size or description.settings.get("input_size")
+    limits = BuildingLimits.of(checkpoint)
+    limits.check_arguments(description.arguments, description.source)
     plan = fitting_plan(checkpoint, factory, {**description.arguments, **(arguments or {})}, requested)
 
     built_for = built_input_size(plan.arguments, [own, *plan.published])
     preprocessing = resolve_preprocessing(factory.name, [built_for, own, *plan.published], overrides)
-    num_classes = plan.num_classes or _outputs(factory, plan, preprocessing.input_size)
+    # What the user's own code builds is the user's own business.
+    with limits.on_tensors() if plan.arguments and factory.own is None else contextlib.nullcontext():
+        num_classes = plan.num_classes or _outputs(factory, plan, preprocessing.input_size)
     classes, passed_over = _classes(description, num_classes)
     return Architecture(
         name=factory.name,
@@ -184,10 +189,15 @@ def _library_model(
     device: torch.device,
 ) -> LoadedModel:
     """The fast way, as long as no random value that it leaves out reaches what the checkpoint does not replace."""
-    network, notes = factory.build(arguments), []
-    outside = values_outside_of_checkpoints(network)
-    if outside and not _same_tensors(outside, factory.outside_values(arguments, _ANOTHER_FILL)):
-        network = factory.build_plainly(arguments)
+    notes = []
+    # Its parameters are those of the file, but there may be more than parameters, of a size that an argument has.
+    with BuildingLimits.of(checkpoint).on_tensors() if architecture.arguments else contextlib.nullcontext():
+        network = factory.build(arguments)
+        outside = values_outside_of_checkpoints(network)
+        differs = bool(outside) and not _same_tensors(outside, factory.outside_values(arguments, _ANOTHER_FILL))
+        if differs:
+            network = factory.build_plainly(arguments)
+    if differs:
         notes.append(f"{factory.name} is built with its random values: some reach more than the checkpoint holds")
     # One dtype throughout: half-precision files compute in float32, and are cast back where they are written.
     network.float()
