@@ -14,21 +14,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from sapcli.activations.bases import Bases, Origin, collect_bases
 from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
 from sapcli.activations.scoring import Outcomes
-from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.contents import contents_of, find_contents
 from sapcli.datasets.dataset import Dataset, Role
 from sapcli.datasets.images import Images, Remarks
-from sapcli.errors import ArchitectureError, CheckpointError, DatasetError
+from sapcli.errors import ArchitectureError, CheckpointError
 from sapcli.machine.cache import Content
-from sapcli.machine.files import atomic_write
-from sapcli.repairs.class_order.likely import DOUBTFUL_CHANCE, likely_order
-from sapcli.repairs.class_order.words import what_contradicts, what_to_do, write_class_map
+from sapcli.repairs.artifact_files import read_outcomes, read_remarks, write_outcomes, write_remarks, write_trusted
+from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.repairs.model_and_data import ModelAndData
 from sapcli.repairs.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
@@ -93,7 +90,7 @@ class Session(ModelAndData):
             return images.remarks(indices)
 
         content = self.cache.fetch(kind, parts, make_here, read, write)
-        known = self.cache.fetch("remarks", {**parts, "of": kind}, remarks, _read_remarks, _write_remarks)
+        known = self.cache.fetch("remarks", {**parts, "of": kind}, remarks, read_remarks, write_remarks)
         images.add_remarks(known)
         return content
 
@@ -169,23 +166,7 @@ class Session(ModelAndData):
         if stop and self._order_checked:
             return
         self._order_checked = self._order_checked or stop
-        labels, predictions = outcomes.labels.numpy(), outcomes.predictions.numpy()
-        doubt = likely_order(labels, predictions, dataset.classes, DOUBTFUL_CHANCE)
-        if doubt is None:
-            return
-        found = likely_order(labels, predictions, dataset.classes)
-        if found is None:
-            self.progress.warn(f"{what_contradicts(doubt, self.checkpoint.source, dataset)}; that may be chance")
-            return
-        message = what_contradicts(found, self.checkpoint.source, dataset)
-        file = self.source.suggested_class_map
-        if file is not None:
-            write_class_map(found, dataset, file)
-        stops = stop and self.source.class_map is None
-        hint = what_to_do(file, self.source.class_map, stops=stops)
-        if stops:
-            raise DatasetError(message, hint)
-        self.progress.warn(f"{message}. {hint}")
+        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, stop=stop)
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         self.check_forward(images.dataset, stop=False)
@@ -199,8 +180,8 @@ class Session(ModelAndData):
             kind,
             parts,
             make=lambda: self.score(images, stage, indices, exact=False),
-            read=_read_outcomes,
-            write=_write_outcomes,
+            read=read_outcomes,
+            write=write_outcomes,
         )
 
     def select(self, settings: SelectionSettings) -> TrustedSet:
@@ -230,7 +211,7 @@ class Session(ModelAndData):
             parts,
             make=lambda: self._select(settings, excluded),
             read=lambda path: parse_trusted(path.read_text().splitlines(), str(path), self.training),
-            write=_write_trusted,
+            write=write_trusted,
         )
         if settings.strategy is Strategy.LOSS and self.source.class_map is None:
             self._order_checked = True
@@ -411,25 +392,3 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _write_remarks(remarks: Remarks, path: Path) -> None:
-    with atomic_write(path) as handle:
-        handle.write(json.dumps(remarks.to_json()).encode())
-
-
-def _read_remarks(path: Path) -> Remarks:
-    return Remarks.from_json(json.loads(path.read_text()))
-
-
-def _write_outcomes(outcomes: Outcomes, path: Path) -> None:
-    write_safetensors(path, vars(outcomes))
-
-
-def _read_outcomes(path: Path) -> Outcomes:
-    return Outcomes(**{name: column.clone() for name, column in load_file(path).items()})
-
-
-def _write_trusted(trusted: TrustedSet, path: Path) -> None:
-    with atomic_write(path) as handle:
-        handle.write(trusted.to_json_lines().encode("utf-8", "surrogateescape"))
