@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from sapcli.datasets.folders import holds_images
-from sapcli.datasets.label_files import LabelFile, read_class_map
-from sapcli.datasets.label_numbers import numbered_classes, whole_number
+from sapcli.datasets.labels.label_files import LabelFile, read_class_map
+from sapcli.datasets.labels.label_numbers import numbered_classes, whole_number
 from sapcli.errors import DatasetError
 
 _SYNSET = re.compile(r"n\d{8}")

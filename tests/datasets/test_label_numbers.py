@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.data_folders import label_of, opened, write_classes, write_image
 
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.label_numbers import whole_number
+from sapcli.datasets.labels.label_numbers import whole_number
 from sapcli.errors import DatasetError
 
 

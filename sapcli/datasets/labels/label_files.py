@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapcli.datasets.label_numbers import UNLABELLED, whole_number
+from sapcli.datasets.labels.label_numbers import UNLABELLED, whole_number
 from sapcli.errors import DatasetError, SapError
 
 LABEL_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")

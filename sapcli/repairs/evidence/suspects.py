@@ -16,7 +16,7 @@ from torch import Tensor
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.classes import ClassNames
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.label_files import read_labels
+from sapcli.datasets.labels.label_files import read_labels
 from sapcli.errors import DatasetError
 from sapcli.machine.files import write_error
 from sapcli.settings import SuspectsFormat
