@@ -16,6 +16,7 @@ from sapcli.datasets.archives import is_archive, unpacked_archive
 from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
 from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.folders import ImageFile, Split, open_split, subfolders, told_of
+from sapcli.datasets.label_paths import locate_rows
 from sapcli.datasets.labels.label_files import (
     LABEL_SUFFIXES,
     LabelFile,
@@ -25,7 +26,6 @@ from sapcli.datasets.labels.label_files import (
     read_path_list,
 )
 from sapcli.datasets.labels.label_numbers import UNLABELLED, perhaps_one_based, refuse_one_based, whole_number
-from sapcli.datasets.labels.label_paths import locate_rows
 from sapcli.datasets.split_names import SplitRole, file_role
 from sapcli.datasets.splits import ExpectedClasses, Splits, find_splits
 from sapcli.errors import DatasetError

@@ -1,1 +1,1 @@
-"""What says which image has which label: the files, the numbers in them, and the paths."""
+"""What says which image has which label: the files, and the numbers in them."""
