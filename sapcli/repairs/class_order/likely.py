@@ -88,7 +88,7 @@ def likely_order(
     Simulated, in part again by `tests/repairs/class_order/test_likely.py`: in 10,000 draws of 2 to 100 classes in the
     right order, each answered more often with its own output than with any other, with 5 to 200 images a class, 25% to
     100% accuracy, the other answers spread evenly or on a few classes, and up to 40% of all labels wrong or up to 45%
-    of those of single classes, another order was found once. Of random permutations, whole and of two or three of 3 to
+    of those of single classes, another order was never found. Of random permutations, whole and of two or three of 3 to
     100 classes, at 60% accuracy all are found with 100 images a class unless two classes are hard to tell apart, and
     95% with 40.
 
