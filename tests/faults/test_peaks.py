@@ -235,5 +235,32 @@ def test_a_bomb_is_an_error_in_little_memory(tmp_path: Path, idle: int, bomb: Bo
     assert status == 1, said
     assert [line.partition(":")[0] for line in said.splitlines()] == ["error", "hint"]
     assert peak - idle < LIMIT
-    print(f"PEAK {(peak - idle) >> 20} {said.splitlines()[0][:150]}")  # noqa
     assert not list((tmp_path / "temporary").iterdir())
+
+
+ARGUMENTS: dict[str, tuple[str, dict[str, object]]] = {
+    "a depth without end": ("vit_tiny_patch16_224", {"depth": 100_000_000}),
+    "the largest depth": ("vit_tiny_patch16_224", {"depth": 99_999}),
+    "a width, where the outline fails": (
+        "vit_tiny_patch16_224",
+        {"depth": 1, "embed_dim": 40_000, "num_heads": 16, "weight_init": "bogus"},
+    ),
+    "a width": ("resnet18", {"base_width": 99_999, "block_reduce_first": 1}),
+    "a window": ("swin_tiny_patch4_window7_224", {"window_size": 20_000, "img_size": 90_000}),
+    "a window, where the outline fails": ("swin_tiny_patch4_window7_224", {"window_size": 300, "weight_init": "bogus"}),
+    "an image": ("vit_tiny_patch16_224", {"img_size": 99_999, "weight_init": "bogus"}),
+    "a factor": ("vit_tiny_patch16_224", {"mlp_ratio": 90_000.0, "weight_init": "bogus"}),
+    "layers": ("torchvision:resnet18", {"layers": [90_000, 1, 1, 1]}),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments"), ARGUMENTS.values(), ids=ARGUMENTS.keys())
+def test_arguments_of_a_network_take_little_memory(
+    tmp_path: Path, idle: int, name: str, arguments: dict[str, object]
+) -> None:
+    save_file({"head.weight": torch.zeros(3, 2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "model_args": arguments}))
+    peak, status, said = peak_of(tmp_path, "inspect", "model.safetensors")
+    assert status == 0, said
+    assert "Traceback" not in said
+    assert peak - idle < LIMIT
