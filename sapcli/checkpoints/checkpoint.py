@@ -15,9 +15,10 @@ from typing import IO, TYPE_CHECKING
 
 import torch
 
+from sapcli.checkpoints.entry_names import TRAINING_STATE, without_inner_wrappers
 from sapcli.checkpoints.module_versions import versions_as_metadata
 from sapcli.checkpoints.other_formats import HEAD, adapter_alone, by_content, in_folder
-from sapcli.checkpoints.pytorch_file import WRAPPER_KEYS, is_pickled, read_pickled
+from sapcli.checkpoints.pytorch_file import is_pickled, read_pickled
 from sapcli.checkpoints.safetensors_file import (
     DTYPE_NAMES,
     MAX_HEADER,
@@ -32,7 +33,7 @@ from sapcli.errors import CheckpointError
 from sapcli.machine.files import spool, spool_pipe, temporary_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -41,22 +42,6 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 INDEX_SUFFIX = ".safetensors.index.json"
 _GIT_LFS = b"version https://git-lfs"
-
-TRAINING_STATE = frozenset(
-    {
-        *("optimizer", "optimizers", "optimizer_state_dict", "optimizer_states", "optimizer_state", "optim", "opt"),
-        *("scheduler", "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict"),
-        *("scaler", "grad_scaler", "amp", "amp_scaler", "scaler_state_dict"),
-        *("ema", "model_ema", "ema_model", "module_ema", "state_dict_ema", "ema_state_dict", "model_state_dict_ema"),
-        *("criterion", "loss", "callbacks", "loops", "n_averaged"),
-    }
-)
-"""First components of names that never are weights of the network, but what training scripts save beside them."""
-
-# What torch.compile, FSDP and activation checkpointing put into the names of the submodules that they wrap.
-_INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_WRAPPERS = (*_INNER_WRAPPERS, *WRAPPER_KEYS)
-_NESTING = 6
 
 _FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _FOLDER_FILES = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
@@ -147,7 +132,7 @@ class Checkpoint:
 
         What stands at the beginning remains; see `candidate_prefixes`. Two entries that would get one name keep theirs.
         """
-        names = {_without_inner_wrappers(name): name for name in self.entries}
+        names = {without_inner_wrappers(name): name for name in self.entries}
         return names if len(names) == len(self.entries) else {name: name for name in self.entries}
 
     @cached_property
@@ -370,32 +355,3 @@ def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
                 "whose steps are too coarse for a projection",
                 QUANTISED_HINT,
             )
-
-
-def _without_inner_wrappers(name: str) -> str:
-    parts = name.split(".")
-    depth = next((depth for depth, part in enumerate(parts) if part not in _WRAPPERS), len(parts))
-    return ".".join([*parts[:depth], *(part for part in parts[depth:] if part not in _INNER_WRAPPERS)])
-
-
-def candidate_prefixes(names: Collection[str]) -> list[str]:
-    """What may stand before a network's own names in a checkpoint.
-
-    Args:
-        names: The names of the checkpoint's entries.
-
-    Returns:
-        The prefixes, "" first, then the shorter before the longer; each ends with a dot. Those are the wrappers that
-        are known (`module.`, `_orig_mod.`, `model.`, ...), in any nesting, and a component that all names share.
-    """
-    inside = {"": [name for name in names if name.partition(".")[0] not in TRAINING_STATE]}
-    for depth in range(_NESTING):
-        for prefix in [prefix for prefix in inside if prefix.count(".") == depth]:
-            rests = [name[len(prefix) :] for name in inside[prefix]]
-            heads = {rest.partition(".")[0] for rest in rests if "." in rest}
-            shared = heads if len(heads) == 1 and all("." in rest for rest in rests) else set()
-            for head in (*_WRAPPERS, *(shared - set(_WRAPPERS))):
-                if head in heads:
-                    longer = f"{prefix}{head}."
-                    inside[longer] = [name for name in inside[prefix] if name.startswith(longer)]
-    return list(inside)

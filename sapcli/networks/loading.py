@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sapcli.checkpoints.checkpoint import TRAINING_STATE, candidate_prefixes, refuse_quantised
+from sapcli.checkpoints.checkpoint import refuse_quantised
+from sapcli.checkpoints.entry_names import TRAINING_STATE, candidate_prefixes
 from sapcli.checkpoints.other_formats import explain_names
 from sapcli.errors import ArchitectureError, NumericsError
 
