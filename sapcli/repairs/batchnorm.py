@@ -141,12 +141,14 @@ class _Use:
         self._counts = counts
         self.images = 0
 
-    def __call__(self, input: Tensor, *others: Any, **named: Any) -> Any:  # noqa: A002 - the name in PyTorch
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         layer = self._layer
-        values_per_channel = input.numel() // max(input.shape[1], 1) if input.dim() > 1 else 0
+        # Called by name, the input has other names in layers that derive from PyTorch's.
+        features: Tensor = next(iter((*arguments, *named.values())))
+        values_per_channel = features.numel() // max(features.shape[1], 1) if features.dim() > 1 else 0
         if values_per_channel < 2:
             # They have no variance, and the layer would refuse them.
-            return self._forward(input, *others, **named)
+            return self._forward(*arguments, **named)
         if layer not in self._counts:
             assert layer.running_mean is not None
             assert layer.running_var is not None
@@ -157,7 +159,7 @@ class _Use:
         before = layer.training, layer.momentum
         layer.training, layer.momentum = True, self.images / self._counts[layer]
         try:
-            return self._forward(input, *others, **named)
+            return self._forward(*arguments, **named)
         finally:
             layer.training, layer.momentum = before
 

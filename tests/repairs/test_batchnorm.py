@@ -101,7 +101,7 @@ class Reached(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""
-        hidden = self.shared(self.second(self.shared(self.first(images)).relu()))
+        hidden = self.shared(input=self.second(self.shared(self.first(images)).relu()))
         if len(images) % 2:
             hidden = self.late(hidden)
         handed = self.handed
@@ -174,7 +174,9 @@ def test_uses_count_by_the_images_of_their_batch(tmp_path):
     torch.manual_seed(0)
     classifier = classifier_of(Reached().eval())
     seen: list[Tensor] = []
-    classifier.module.shared.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    classifier.module.shared.register_forward_pre_hook(
+        lambda _, given, named: seen.append([*given, *named.values()][0].clone()), with_kwargs=True
+    )
     reestimate(classifier, images, range(7), SilentProgress(), "statistics", batch_size=4)
     weights = [4, 4, 3, 3]
     rows = [batch.movedim(1, -1).reshape(-1, 4) for batch in seen]
