@@ -145,7 +145,8 @@ def open_dataset(
     training_folders = opened.class_folders if training == opened.folder else subfolders(training)
     found = FoundClasses(training, training_folders, source.labels)
     names = resolve_class_names(num_classes, found, label_names, class_map)
-    samples = _Samples(source, opened, frozenset(splits.folders) - {name}, meant, names)
+    others = frozenset(splits.folders) - {name} if name else frozenset()
+    samples = _Samples(source, opened, others, meant, names)
     if optional and not samples.listed:
         return None
     labelled = samples.labelled()

@@ -213,9 +213,10 @@ class _Division:
         alike = [name for name in others if not set(inside).isdisjoint(self._look(name).folders)]
         beside = [name for name in others if name not in alike]
         inner = ClassNames(inside)
-        if beside and not self._labelled:
-            mixed = [name for name in beside if inner.position(name) is not None]
-            if mixed or (as_classes and as_splits):
+        if beside:
+            # A label file may name images that lie in no class folder, wherever they are.
+            mixed = [name for name in beside if inner.position(name) is not None and not self._labelled]
+            if mixed or (as_classes and as_splits and not self._labelled):
                 named = shown(mixed or beside)
                 return self._doubtful(
                     f"{_like_splits(called)}, and beside {'them' if len(called) > 1 else 'it'} lie {named}",
@@ -223,7 +224,7 @@ class _Division:
                     called,
                     others,
                 )
-            if as_classes:
+            if as_classes and not as_splits:
                 return Splits(self._root)
         left = f"{self._root}: {shown(others)} beside {shown(called)}: left out (--split names a folder)"
         return self._divided(called, others, [left] if others else [])

@@ -338,7 +338,7 @@ CHECKPOINTS = [
         file_with("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
         says="Git LFS",
     ),
-    case("HTML page", file_with("model.safetensors", "<!DOCTYPE html><html></html>"), says="not a safetensors file"),
+    case("HTML page", file_with("model.safetensors", "<!DOCTYPE html><html></html>"), says="is a web page"),
     command("folder without a checkpoint", nothing, "eval", "data", "data", *COMMON, says="without a .safetensors"),
     command(
         "folder with two checkpoints",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support.data_folders import opened, write_classes, write_image
+from support.data_folders import label_of, opened, write_classes, write_image
 from torchvision.datasets import ImageFolder
 
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
@@ -62,6 +62,10 @@ def test_folders_that_hold_the_same_classes_are_no_classes(tmp_path: Path, names
     assert_like_image_folder(opened(tmp_path, num_classes=2, split=names[1]), tmp_path / names[1])
     assert open_dataset(tmp_path, Role.CHOOSE, 2) is None
     # Whoever says so has them as classes, and so has a checkpoint that names them.
+    (tmp_path / "labels.csv").write_text(f"path,label\n{names[0]}/cat/0.png,{names[1]}\n")
+    dataset = opened(tmp_path, num_classes=2, split=".", labels=tmp_path / "labels.csv")
+    assert label_of(dataset, f"{names[0]}/cat/0.png") == names[1]
+    (tmp_path / "labels.csv").unlink()
     for option in ({"split": "."}, {"label_names": names}):
         assert_like_image_folder(opened(tmp_path, num_classes=2, **option), tmp_path)
 
@@ -107,6 +111,10 @@ def test_class_called_train_with_folders_inside(tmp_path: Path) -> None:
     write_classes(tmp_path, ("bus", "car"))
     write_classes(tmp_path / "train", ("diesel", "steam"))
     assert_like_image_folder(opened(tmp_path, num_classes=3), tmp_path)
+    (tmp_path / "labels.csv").write_text("path,label\ncar/0.png,bus\ntrain/steam/1.png,car\n")
+    dataset = opened(tmp_path, num_classes=3, labels=tmp_path / "labels.csv")
+    assert (label_of(dataset, "car/0.png"), label_of(dataset, "train/steam/1.png")) == ("bus", "car")
+    assert label_of(dataset, "train/steam/0.png") == "train"
     # With two classes that cannot be told, unless the checkpoint has their names.
     (tmp_path / "car").rename(tmp_path.parent / f"{tmp_path.name}-car")
     with pytest.raises(DatasetError, match="'train' looks like a split, and beside it lie 'bus'"):

@@ -150,7 +150,7 @@ class DataOptions:
     """Which images, and what says which class they show."""
 
     split: Annotated[
-        str | None, option("--split", panel=DATA, help="The split of DATA to use, instead of the command's own choice.")
+        str | None, option("--split", panel=DATA, help="The split of DATA to use, in any spelling; . is DATA itself.")
     ] = None
     labels: Annotated[
         Path | None,
