@@ -43,7 +43,8 @@ def evaluate(
         images = replace(inputs.images, suggest_class_map=None)
         other = replace(inputs.for_checkpoint(baseline), images=images).session(terminal)
         other.like = session.architecture
-        reference = _evaluate(other, terminal)
+        same = other.architecture.preprocessing == session.architecture.preprocessing
+        reference = _evaluate(other, terminal, images_told=same)
         if str(other.architecture.preprocessing) != str(session.architecture.preprocessing):
             terminal.warn(
                 "the two checkpoints see differently prepared images: what they differ in is not the repair alone"
@@ -74,7 +75,7 @@ class _Evaluation:
     unreadable: list[str]
 
 
-def _evaluate(session: Session, terminal: console.Terminal) -> _Evaluation:
+def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool = False) -> _Evaluation:
     dataset = session.evaluation()
     introduce(session, dataset)
     images = session.images(dataset)
@@ -86,7 +87,8 @@ def _evaluate(session: Session, terminal: console.Terminal) -> _Evaluation:
             f" {session.checkpoint.source} was repaired with: they flatter it"
         )
     outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
-    tell_of_images(terminal, images)
+    if not images_told:
+        tell_of_images(terminal, images)
     session.check_class_order(dataset, outcomes, stop=False)
     for point in guessing(outcomes.accuracy, len(dataset.classes)):
         terminal.warn(f"{session.checkpoint.source}: {point}")

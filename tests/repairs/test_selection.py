@@ -83,6 +83,19 @@ def test_the_lowest_of_each_class_and_the_earlier_of_equals():
     assert class_balanced_lowest(scores, labels, [3, 0]).tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("classes", [1, 7, 300])
+def test_the_lowest_of_each_class_against_a_plain_sort(classes):
+    generator = torch.Generator().manual_seed(classes)
+    scores = torch.randint(0, 50, (1000,), generator=generator).double()  # with many ties
+    labels = torch.randint(0, classes, (1000,), generator=generator)
+    counts = torch.randint(0, 9, (classes,), generator=generator).tolist()
+    expected = []
+    for position, count in enumerate(counts):
+        members = [index for index in range(1000) if labels[index] == position]
+        expected += sorted(members, key=lambda index: (float(scores[index]), index))[:count]
+    assert class_balanced_lowest(scores, labels, counts).tolist() == sorted(expected)
+
+
 def test_selection_says_what_is_short(dataset):
     notes = Notes()
     scores = torch.arange(9).flip(0).float()
