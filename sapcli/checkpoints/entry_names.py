@@ -21,6 +21,8 @@ TRAINING_STATE = frozenset(
 _INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPERS = (*_INNER_WRAPPERS, *WRAPPER_KEYS)
 _NESTING = 6
+# Of the prefixes that names may have; a file with hundreds is made to have them, and each is compared with the network.
+_MOST_PREFIXES = 100
 
 
 def without_inner_wrappers(name: str) -> str:
@@ -47,7 +49,7 @@ def candidate_prefixes(names: Collection[str]) -> list[str]:
             heads = {rest.partition(".")[0] for rest in rests if "." in rest}
             shared = heads if len(heads) == 1 and all("." in rest for rest in rests) else set()
             for head in (*_WRAPPERS, *(shared - set(_WRAPPERS))):
-                if head in heads:
+                if head in heads and len(inside) < _MOST_PREFIXES:
                     longer = f"{prefix}{head}."
                     inside[longer] = [name for name in inside[prefix] if name.startswith(longer)]
     return list(inside)

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: PLC2701
 
+from sapcli.checkpoints.safetensors_file import shown
 from sapcli.errors import ArchitectureError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _MODULES, _MODULES_PER_TENSOR = 20_000, 10
 # 64 MiB of float32 beside what the file has: position tables, masks and what they are computed from.
 _ELEMENTS, _TIMES_THE_FILE = 16 << 20, 4
+# All tensors together, those too that initial values are computed from and that are soon gone.
+_TIMES_ALTOGETHER = 4
 # Widths, depths and sides of images; sums of them, since factories make lists that long.
 _NUMBERS = 100_000
 # What operations on tensors of so few elements make stays small.
@@ -44,7 +47,7 @@ class BuildingLimits:
 
     Attributes:
         modules: So many modules.
-        elements: So many elements of tensors that have values, one by one and of those that are kept together.
+        elements: So many elements of a tensor that has values; four times as many of all that are made.
         number: The sum of the whole numbers among the arguments that come from the file.
     """
 
@@ -73,12 +76,13 @@ class BuildingLimits:
             NetworkTooLargeError: The whole numbers of an argument are larger together than `number`.
         """
         for name, value in arguments.items():
-            total = sum(
-                abs(leaf) for leaf in tree_leaves(value) if isinstance(leaf, int | float) and math.isfinite(leaf)
-            )
-            if total > self.number:
+            leaves = tree_leaves(value)
+            whole = sum(abs(leaf) for leaf in leaves if isinstance(leaf, int))
+            # An infinity and a NaN are no sizes, and fail where they are used as one.
+            others = sum(abs(leaf) for leaf in leaves if isinstance(leaf, float) and math.isfinite(leaf))
+            if max(whole, others) > self.number:
                 raise NetworkTooLargeError(
-                    f"{source} builds the network with {name!a:.80} of {total:.6g}, far beyond the checkpoint's shapes",
+                    f"{source} builds the network with {name!a:.80} of {shown(value)}, far beyond what the file holds",
                     f"Correct {source}, or give --arch and --arch-arg.",
                 )
 
@@ -117,6 +121,7 @@ class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, limit: int, error: Callable[[str], NetworkTooLargeError]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._limit = limit
+        self._made = 0
         self._error = error
 
     def __torch_dispatch__(
@@ -139,8 +144,13 @@ class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elements = math.prod(leaf.numel() for leaf in tree_leaves((args, kwargs)) if _has_values(leaf))
         else:
             elements = sum(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))
-        if elements > self._limit and not _is_view(func):
+        if _is_view(func):
+            return
+        self._made += elements
+        if elements > self._limit:
             raise self._error(f"a tensor of {elements:.6g} elements")
+        if self._made > _TIMES_ALTOGETHER * self._limit:
+            raise self._error(f"tensors of more than {_TIMES_ALTOGETHER * self._limit:.6g} elements")
 
 
 def _makes(func: Any) -> bool:
@@ -157,10 +167,15 @@ def _has_values(leaf: object) -> bool:
 
 
 def _may_be_large(arguments: object) -> bool:
-    return any(
-        leaf.numel() > _FEW if isinstance(leaf, torch.Tensor) else isinstance(leaf, int | float) and abs(leaf) > _FEW
-        for leaf in tree_leaves(arguments)
-    )
+    """Whether there is a tensor of many elements, or numbers that can be the size of one."""
+    size: float = 1
+    for leaf in tree_leaves(arguments):
+        if isinstance(leaf, torch.Tensor):
+            if leaf.numel() > _FEW:
+                return True
+        elif isinstance(leaf, int | float) and abs(leaf) > 1:
+            size = min(size * abs(leaf), _FEW + 1)
+    return size > _FEW
 
 
 def _as_meta(leaf: object) -> object:

@@ -245,6 +245,11 @@ ARGUMENTS: dict[str, tuple[str, dict[str, object]]] = {
         "vit_tiny_patch16_224",
         {"depth": 1, "embed_dim": 40_000, "num_heads": 16, "weight_init": "bogus"},
     ),
+    "many tensors, where the outline fails": (
+        "vit_tiny_patch16_224",
+        {"depth": 300, "embed_dim": 1000, "num_heads": 4, "weight_init": "bogus"},
+    ),
+    "a number of four hundred digits": ("vit_tiny_patch16_224", {"depth": 10**400}),
     "a width": ("resnet18", {"base_width": 99_999, "block_reduce_first": 1}),
     "a window": ("swin_tiny_patch4_window7_224", {"window_size": 20_000, "img_size": 90_000}),
     "a window, where the outline fails": ("swin_tiny_patch4_window7_224", {"window_size": 300, "weight_init": "bogus"}),

@@ -38,6 +38,9 @@ def checkpoint_of(folder: Path, config: dict[str, object], weights: dict[str, Te
         {"depth": 100_000_000},
         {"depth": 60_000},
         {"depth": 1, "embed_dim": 40_000, "num_heads": 16, "weight_init": "bogus"},
+        {"depth": 300, "embed_dim": 1000, "num_heads": 4, "weight_init": "bogus"},
+        {"depth": 10**400},
+        {"depth": [-(10**30)]},
         {"mlp_ratio": 1e300},
         {"embed_dim": [50_000, 60_000]},
         {"img_size": {"a": [1e9]}},
@@ -100,6 +103,17 @@ def test_tensors_with_values_are_bounded(build: Callable[[int], nn.Module]) -> N
     assert isinstance(factory.outline({"side": 90}, LIMITS), nn.Module)
     with pytest.raises(NetworkTooLargeError, match="elements"):
         factory.outline({"side": 200_000}, LIMITS)
+
+
+def test_tensors_are_bounded_together() -> None:
+    def build(depth: int) -> nn.Module:
+        assert torch.zeros(1).item() == 0
+        return nn.ParameterList(nn.Parameter(torch.ones(10, 100)) for _ in range(depth))
+
+    factory = Factory("factory", build)
+    assert len(list(factory.outline({"depth": 39}, LIMITS).parameters())) == 39
+    with pytest.raises(NetworkTooLargeError, match="tensors of more than 40000"):
+        factory.outline({"depth": 41}, LIMITS)
 
 
 @pytest.mark.parametrize("kind", [nn.Identity, nn.ReLU, lambda: nn.Linear(1, 1)])
