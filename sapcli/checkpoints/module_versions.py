@@ -16,25 +16,27 @@ _KEY = "state_dict_versions"
 def versions_as_metadata(state_dict: object) -> dict[str, str]:
     """What a safetensors file's metadata is to hold of the versions in a state dict; nothing where it has none."""
     about = getattr(state_dict, "_metadata", None)
-    if not isinstance(about, Mapping):
+    if not isinstance(about, Mapping) or not about:
         return {}
+    # Most modules have a version and nothing else to tell.
     versions = {
-        str(name): value["version"]
+        str(name): value["version"] if isinstance(value, Mapping) and value.keys() == {"version"} else value
         for name, value in about.items()
-        if isinstance(value, Mapping) and isinstance(value.get("version"), int)
     }
-    return {_KEY: json.dumps(versions)} if versions else {}
+    try:
+        return {_KEY: json.dumps(versions)}
+    except (TypeError, ValueError, RecursionError):  # what is no text can only be left out
+        return {}
 
 
 def versions_from_metadata(metadata: Mapping[str, str], prefix: str) -> dict[str, dict[str, Any]]:
     """The `_metadata` of the state dict of a network whose names stand behind `prefix` in the file."""
     try:
-        versions = json.loads(metadata.get(_KEY, "{}"))
-        found = {str(name): int(version) for name, version in versions.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError):  # metadata is anybody's
+        versions = json.loads(metadata.get(_KEY, "{}")).items()
+    except (ValueError, AttributeError, RecursionError):  # metadata is anybody's
         return {}
     return {
-        f"{name}.".removeprefix(prefix).rstrip("."): {"version": version}
-        for name, version in found.items()
+        f"{name}.".removeprefix(prefix).rstrip("."): about if isinstance(about, dict) else {"version": about}
+        for name, about in versions
         if f"{name}.".startswith(prefix)
     }

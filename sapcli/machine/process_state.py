@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -247,7 +248,7 @@ class Surroundings:
     def own(self, name: str, module: ModuleType) -> None:
         """Make a module one of this code's."""
         self.modules[name] = module
-        _modules_of_all[name] = module
+        _modules_of_all.setdefault(name, weakref.WeakSet()).add(module)
 
     @contextlib.contextmanager
     def entered(self, *, building: bool = False, often: bool = False) -> Iterator[None]:
@@ -288,8 +289,8 @@ class Surroundings:
         """Make the process what the code left, and return the modules of other code that are out of sight meanwhile."""
         hidden = {
             name: sys.modules.pop(name)
-            for name, module in _modules_of_all.items()
-            if sys.modules.get(name) is module and self.modules.get(name) is not module
+            for name, modules in _modules_of_all.items()
+            if (module := sys.modules.get(name)) in modules and self.modules.get(name) is not module
         }
         sys.modules.update(self.modules)
         _change_folder(self.folder)
@@ -328,8 +329,8 @@ class _Found(NamedTuple):
     random: _RandomStates
 
 
-# The module of each name that was loaded last by any user's code.
-_modules_of_all: dict[str, ModuleType] = {}
+# The modules of each name that any user's code has loaded.
+_modules_of_all: dict[str, weakref.WeakSet[ModuleType]] = {}
 
 
 def _working_folder() -> str | None:

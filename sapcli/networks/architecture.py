@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import nn
@@ -22,21 +21,14 @@ from sapcli.networks.description import Description, NamedClasses, describe, met
 from sapcli.networks.factories import Factory, find_factory, runs_own_code, values_outside_of_checkpoints
 from sapcli.networks.fitting import Plan, built_input_size, fitting_plan
 from sapcli.networks.loading import Outline, fill, match_entries
-from sapcli.networks.own_loading import (
-    CHANGED,
-    customises_loading,
-    entries_in_memory,
-    load_by_own_code,
-    run_on_zeros,
-)
+from sapcli.networks.own_model import OwnRecipe, fill_own, load_own, make_contiguous, same_tensors
 from sapcli.networks.preprocessing import Preprocessing, Settings, resolve_preprocessing
 from sapcli.networks.recognition import name_of_only_match
 from sapcli.settings import PreprocessingOverrides
 
 _NO_OVERRIDES = PreprocessingOverrides()
-# Other values in place of random ones, to see whether they reach what no checkpoint holds.
+# Another value in place of random ones, to see whether they reach what no checkpoint holds.
 _ANOTHER_FILL = 0.5
-_ANOTHER_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -87,8 +79,8 @@ class LoadedModel:
             types.
         entry_names: From a name in the network's state dict to the checkpoint's entry; tied names may share one.
         extra_entries: The checkpoint's entries that are not the network's.
-        changed: The parameters and saved buffers that are no entry of the checkpoint any more: the network's own code
-            has made something else of them.
+        kept: The parameters and saved buffers that are never changed, with the reason: the network's own code has made
+            something else of the checkpoint's entry, or makes other values of it.
         factory: What built it, in whose surroundings it runs; None for a module that came otherwise.
         notes: What there is to be said about the way in which it was built and filled.
     """
@@ -96,14 +88,9 @@ class LoadedModel:
     module: nn.Module
     entry_names: Mapping[str, str]
     extra_entries: tuple[str, ...]
-    changed: frozenset[str] = frozenset()
+    kept: Mapping[str, str] = field(default_factory=dict)
     factory: Factory | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def kept(self) -> dict[str, str]:
-        """The weights that are never projected, with the reason."""
-        return dict.fromkeys(sorted(self.changed), CHANGED)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -143,7 +130,7 @@ def resolve_architecture(
     preprocessing = resolve_preprocessing(factory.name, [built_for, own, *plan.published], overrides)
     # What the user's own code builds is the user's own business.
     with limits.on_tensors() if plan.arguments and factory.own is None else contextlib.nullcontext():
-        num_classes = plan.num_classes or _outputs(factory, plan, preprocessing.input_size)
+        num_classes = plan.num_classes or _outputs(checkpoint, factory, plan, preprocessing.input_size)
     classes, passed_over = _classes(description, num_classes)
     return Architecture(
         name=factory.name,
@@ -178,7 +165,11 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, device: torch
     arguments = _with_classes(factory, architecture.arguments, architecture.num_classes)
     if factory.own is None:
         return _library_model(checkpoint, architecture, factory, arguments, device)
-    return _own_model(checkpoint, architecture, factory, arguments, device)
+    size = architecture.preprocessing.input_size
+    model = load_own(OwnRecipe(factory, checkpoint, arguments, size, architecture.runs_first))
+    with factory.running(f"cannot be moved to {device}"):
+        model.module.to(device)
+    return LoadedModel(model.module, model.entry_names, model.extra_entries, model.kept, factory, model.notes)
 
 
 def _library_model(
@@ -194,7 +185,7 @@ def _library_model(
     with BuildingLimits.of(checkpoint).on_tensors() if architecture.arguments else contextlib.nullcontext():
         network = factory.build(arguments)
         outside = values_outside_of_checkpoints(network)
-        differs = bool(outside) and not _same_tensors(outside, factory.outside_values(arguments, _ANOTHER_FILL))
+        differs = bool(outside) and not same_tensors(outside, factory.outside_values(arguments, _ANOTHER_FILL))
         if differs:
             network = factory.build_plainly(arguments)
     if differs:
@@ -205,93 +196,8 @@ def _library_model(
     match.require_fit(checkpoint.source, architecture.name)
     fill(network, checkpoint, match)
     network.eval()
-    _make_contiguous(network)
+    make_contiguous(network)
     return LoadedModel(network.to(device), match.entry_names, match.extra_entries, notes=tuple(notes))
-
-
-def _own_model(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    factory: Factory,
-    arguments: Mapping[str, object],
-    device: torch.device,
-) -> LoadedModel:
-    """The user's own network as its own code makes it: built, filled, put into eval mode, and only then looked at."""
-
-    def build(seed: int | None = None) -> nn.Module:
-        built = factory.build(arguments, seed=seed)
-        with factory.running("cannot be converted to float32"):
-            _to_float32(built)
-        if architecture.runs_first:
-            run_on_zeros(factory, built, architecture.preprocessing.input_size)
-        return built
-
-    def filled(network: nn.Module, seed: int | None = None) -> nn.Module:
-        if loads_itself:
-            network = load_by_own_code(factory, network, partial(build, seed), checkpoint, match, outline)
-        else:
-            match.require_fit(checkpoint.source, architecture.name)
-            fill(network, checkpoint, match)
-        with factory.running("cannot be put into eval mode"):
-            network.eval()  # a statement: what it returns, if anything, is the code's own business
-            _make_contiguous(network)
-        return network
-
-    network = build()
-    with factory.running("cannot be looked at"):
-        outline, loads_itself = Outline.of(network), customises_loading(network)
-        has_more = bool(values_outside_of_checkpoints(network))
-    match = match_entries(checkpoint, outline)
-    drawn_again = None
-    if has_more and factory.own is not None and factory.own.draws_at_random:
-        # Filled, too, since loading may make the values anew.
-        drawn_again = values_outside_of_checkpoints(filled(build(_ANOTHER_SEED), _ANOTHER_SEED))
-        network = build()
-    network = filled(network)
-    notes = () if drawn_again is None else _about_random_values(factory, network, drawn_again)
-    with factory.running("cannot be looked at"):
-        entry_names, changed = entries_in_memory(network, checkpoint, match.entry_names, checkpoint.source)
-    used = set(match.entry_names.values()) | set(entry_names.values())
-    with factory.running(f"cannot be moved to {device}"):
-        network.to(device)
-    extra = tuple(entry for entry in checkpoint.entries if entry not in used)
-    return LoadedModel(network, entry_names, extra, changed, factory, notes)
-
-
-def _about_random_values(
-    factory: Factory, network: nn.Module, drawn_again: Mapping[str, torch.Tensor]
-) -> tuple[str, ...]:
-    """What is to be said of values that differ from build to build, though the network is filled."""
-    outside = values_outside_of_checkpoints(network)
-    changing = [name for name, value in outside.items() if not _same_tensors({name: value}, drawn_again)]
-    text = (
-        f"{', '.join(changing[:1])} of {factory.name} is drawn at random without a seed, and no checkpoint holds it:"
-        " the results are those of one draw, and the network had another one when it was trained"
-    )
-    return (text,) if changing else ()
-
-
-def _to_float32(network: nn.Module) -> None:
-    """One dtype throughout, where the network's own code has one; where it mixes several, it knows why."""
-    dtypes = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
-    if len(dtypes) == 1 and dtypes != {torch.float32}:
-        network.float()
-
-
-def _make_contiguous(network: nn.Module) -> None:
-    for parameter in network.parameters():
-        if not parameter.is_contiguous():
-            parameter.data = parameter.data.contiguous()
-
-
-def _same_tensors(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
-    return all(
-        name in second
-        and value.shape == second[name].shape
-        and value.dtype == second[name].dtype
-        and torch.allclose(value, second[name], rtol=0, atol=0, equal_nan=True)
-        for name, value in first.items()
-    )
 
 
 def _classes(description: Description, num_classes: int) -> tuple[NamedClasses | None, tuple[str, ...]]:
@@ -316,17 +222,17 @@ def _with_classes(factory: Factory, arguments: Mapping[str, object], num_classes
     return {**arguments, "num_classes": num_classes} if factory.accepts("num_classes") else dict(arguments)
 
 
-def _outputs(factory: Factory, plan: Plan, input_size: tuple[int, int, int]) -> int:
+def _outputs(checkpoint: Checkpoint, factory: Factory, plan: Plan, input_size: tuple[int, int, int]) -> int:
     """The number of outputs of a network whose factory takes no number of classes, by running it once on zeros."""
-    network = factory.build(plan.arguments)
     size = "x".join(map(str, input_size))
-    if plan.runs_first:
-        run_on_zeros(factory, network, input_size)
     hint = "Correct the factory, or give --input-size as in the training."
+    if factory.own is None:
+        network = factory.build(plan.arguments).float().eval()
+    else:
+        # Its code may need the weights before it can run.
+        network = fill_own(OwnRecipe(factory, checkpoint, plan.arguments, input_size, plan.runs_first))
     try:
         with factory.running(f"cannot run on one image of {size}", hint), torch.inference_mode():
-            _to_float32(network)
-            network.eval()
             outputs = network(torch.zeros(1, *input_size))
     except SapError:
         raise

@@ -44,6 +44,11 @@ def customises_loading(network: nn.Module) -> bool:
     )
 
 
+def customises_evaluation(network: nn.Module) -> bool:
+    """Whether code outside of PyTorch has a say in how the network is put into eval mode."""
+    return any(not _is_pytorchs(type(module), method) for module in network.modules() for method in ("train", "eval"))
+
+
 def has_lazy_layers(network: nn.Module) -> bool:
     """Whether the shapes of some tensors wait for the first images."""
     return any(is_lazy(tensor) for tensor in [*network.parameters(), *network.buffers()])

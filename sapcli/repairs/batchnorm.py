@@ -47,7 +47,8 @@ def may_reestimate(classifier: Classifier) -> bool:
     """Whether there are statistics, and the checkpoint has a place for all of them."""
     names = batchnorm_layers(classifier.module)
     statistics = {f"{name}.{statistic}".lstrip(".") for name in names for statistic in ("running_mean", "running_var")}
-    return bool(names) and statistics <= classifier.loaded.entry_names.keys()
+    loaded = classifier.loaded
+    return bool(names) and statistics <= loaded.entry_names.keys() and statistics.isdisjoint(loaded.kept)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.own_networks import NETWORKS, Owned, own_network
+from safetensors.torch import load_file
+from support.own_networks import NETWORKS, Owned, own_network, plain_logits
+from support.samples import folder_of
 
+from sapcli import repair
 from sapcli.activations.plain_comparison import choose_way
 from sapcli.activations.scoring import Classifier
 from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.errors import UsageError
 from sapcli.machine.progress import SilentProgress
 from sapcli.networks.architecture import load_model, resolve_architecture
 from sapcli.settings import PreprocessingOverrides
@@ -45,3 +49,26 @@ def test_the_logits_are_those_of_the_plain_code(tmp_path: Path, kind: str) -> No
     assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()) == settings
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_corrected_file_holds_what_was_measured(tmp_path: Path, kind: str) -> None:
+    """The repaired network in memory, and its file loaded by the plain code, give the same logits."""
+    owned = own_network(kind, tmp_path / "code")
+    data = folder_of(tmp_path / "data", {"a": 8, "b": 8, "c": 8}, side=8)
+    if kind in _NOTHING_TO_PROJECT:
+        with pytest.raises(UsageError, match="no weight of the network can be projected"):
+            repair(owned.checkpoint, data, arch=owned.spec, preprocessing=OVERRIDES, trusted_count=9, alpha=50)
+        return
+    repaired = repair(owned.checkpoint, data, arch=owned.spec, preprocessing=OVERRIDES, trusted_count=9, alpha=50)
+    written = repaired.save(tmp_path / "repaired.safetensors")
+    measured = repaired.session.classifier.logits(owned.images)
+    plain = plain_logits(kind, owned.file, load_file(written), owned.images)
+    assert (plain - owned.logits).abs().max() > 1e-3 * owned.logits.abs().max()
+    assert (measured - plain).abs().max() <= 1e-5 * plain.abs().max()
+    before, after = load_file(owned.checkpoint), load_file(written)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == set(repaired.correction.changed_entries())
+
+
+_NOTHING_TO_PROJECT = ("saved under other names",)

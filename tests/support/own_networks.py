@@ -151,6 +151,69 @@ class Net(nn.Module):
     def forward(self, x):
         return F.linear(self.f(x.flatten(1)).tanh(), self.proto)
 """,
+    "a weight beside a table of it": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.f = nn.Parameter(torch.randn(64, 192)), nn.Linear(64, 3)
+        self.table = self.w.detach().clone()
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "table", module.w.detach() * 2))
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.f((F.linear(x, self.w) + F.linear(x, self.table)).relu())
+""",
+    "BatchNorm folded when it is evaluated": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.b, self.f = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(512, 3)
+    def eval(self):
+        if isinstance(self.b, nn.BatchNorm2d):
+            factor = self.b.weight.data / (self.b.running_var + self.b.eps).sqrt()
+            self.c.weight.data *= factor[:, None, None, None]
+            self.c.bias.data = (self.c.bias.data - self.b.running_mean) * factor + self.b.bias.data
+            self.b = nn.Identity()
+        return super().eval()
+    def forward(self, x):
+        return self.f(self.b(self.c(x)).relu().flatten(1))
+""",
+    "a table of BatchNorm's statistics": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.b, self.f = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(512, 3)
+        self.register_load_state_dict_post_hook(lambda m, _: setattr(m, "shift", m.b.running_mean.clone() * 3))
+    def forward(self, x):
+        return self.f((self.b(self.c(x)) + self.shift[:, None, None]).relu().flatten(1))
+""",
+    "weights tied when it is evaluated": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(192, 192), nn.Linear(192, 192)
+        self.f = nn.Linear(192, 3)
+    def train(self, mode=True):
+        self.b.weight.data.copy_(self.a.weight.data)
+        return super().train(mode)
+    def forward(self, x):
+        return self.f(self.b(self.a(x.flatten(1)).relu()).relu())
+def save(entries):
+    return entries | {"b.weight": entries["a.weight"].clone()}
+""",
+    "scaled by a weight's size": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.f, self.size = nn.Linear(192, 32), nn.Linear(32, 3), 1.0
+    def _load_from_state_dict(self, *given):
+        super()._load_from_state_dict(*given)
+        self.size = self.a.weight.abs().max().item()
+    def eval(self):
+        self.size = self.a.weight.abs().max().item()
+        return super().eval()
+    def forward(self, x):
+        return self.f((self.a(x.flatten(1)) / self.size).relu())
+""",
     "turned while it is loaded": """
 class Net(nn.Module):
     def __init__(self):
@@ -386,7 +449,6 @@ def own_network(kind: str, folder: Path) -> Owned:
     (folder / "late" / "activation_of_net.py").write_text("def act(x):\n    return x.sin()\n")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, *SIZE), generator=generator, dtype=torch.uint8)
-    inputs = (images / 255 - 0.5) / 0.5
     with process_as_before():
         code = _imported(file)
         trained = _built(code, "Trained" if hasattr(code, "Trained") else "Net")
@@ -398,16 +460,20 @@ def own_network(kind: str, folder: Path) -> Owned:
         entries = {name: value.detach().float().clone() for name, value in trained.state_dict().items()}
         entries = getattr(code, "save", lambda same: same)(entries)
         save_file({name: value.contiguous() for name, value in entries.items()}, folder / "model.safetensors")
-    with process_as_before():
+    return Owned(file, folder / "model.safetensors", images, plain_logits(kind, file, entries, images))
+
+
+def plain_logits(kind: str, file: Path, entries: dict[str, Tensor], images: Tensor) -> Tensor:
+    """What the code in a file makes of uint8 images, with its own loading of a state dict, run plainly."""
+    with process_as_before(), torch.no_grad():
         network = _built(_imported(file), "Net")
         if kind == "float64 by default":
             network.float()
             torch.set_default_dtype(torch.float32)
         network.load_state_dict(entries, strict=True)
         network.eval()
-        with torch.no_grad():
-            logits = network(inputs.clone()).float()
-    return Owned(file, folder / "model.safetensors", images, logits)
+        logits: Tensor = network((images / 255 - 0.5) / 0.5).float()
+        return logits
 
 
 @contextlib.contextmanager

@@ -18,13 +18,13 @@ from sapcli.networks.preprocessing import Preprocessing
 PREPROCESSING = Preprocessing((3, 4, 4), (0.5, 0.4, 0.6), (0.2, 0.3, 0.4), "bilinear", 1.0, "center", "the tests")
 
 
-def folder_of(folder: Path, classes: Mapping[str, int]) -> Path:
-    """Write `count` random images of 4 x 4 pixels for each class, named 00.png, 01.png, ..."""
+def folder_of(folder: Path, classes: Mapping[str, int], side: int = 4) -> Path:
+    """Write `count` random square images, of 4 x 4 pixels, for each class, named 00.png, 01.png, ..."""
     generator = torch.Generator().manual_seed(0)
     for name, count in classes.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            pixels = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
+            pixels = torch.randint(0, 256, (side, side, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(folder / name / f"{number:02}.png")
     return folder
 
