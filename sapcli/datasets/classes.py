@@ -144,13 +144,19 @@ def _names_of_map(num_classes: int, mapping: Mapping[str, str | int], class_map:
     if folders:
         # Numbers that the map leaves out are classes that the data lacks.
         return tuple(folders.get(position, str(position)) for position in range(num_classes))
-    names = tuple(sorted({str(value) for value in mapping.values()}))
+    names = tuple(sorted({str(value) for value in mapping.values()}, key=_numbers_as_numbers))
     if len(names) != num_classes:
         raise DatasetError(
             f"{class_map}: the map has {len(names)} classes, and the model has {num_classes}",
             "Map the folders to as many classes as the model has.",
         )
     return names
+
+
+def _numbers_as_numbers(name: str) -> tuple[bool, float, str]:
+    """A key to sort names by: whole numbers by their value, before and apart from all other names."""
+    number = whole_number(name)
+    return number is None, 0 if number is None else number, name
 
 
 def _names_on_disk(num_classes: int, found: FoundClasses) -> tuple[str, ...]:
@@ -182,7 +188,7 @@ def _names_on_disk(num_classes: int, found: FoundClasses) -> tuple[str, ...]:
             f"and the model has {num_classes} classes",
             "Look for misspelt labels, or say with --class-map which label is which class of the model.",
         )
-    return tuple(sorted(labels))
+    return tuple(sorted(labels, key=_numbers_as_numbers))
 
 
 def _imagenet_ids(num_classes: int, folders: Collection[str]) -> tuple[str, ...] | None:
