@@ -90,7 +90,13 @@ class Session(ModelAndData):
             return images.remarks(indices)
 
         content = self.cache.fetch(kind, parts, make_here, read, write)
-        known = self.cache.fetch("remarks", {**parts, "of": kind}, remarks, read_remarks, write_remarks)
+        known = self.cache.fetch(
+            "remarks",
+            {**parts, "of": kind},
+            remarks,
+            read=lambda path: read_remarks(path, len(images.dataset.paths)),
+            write=write_remarks,
+        )
         images.add_remarks(known)
         return content
 
@@ -180,7 +186,7 @@ class Session(ModelAndData):
             kind,
             parts,
             make=lambda: self.score(images, stage, indices, exact=False),
-            read=read_outcomes,
+            read=lambda path: read_outcomes(path, len(images.dataset.paths), len(images.dataset.classes)),
             write=write_outcomes,
         )
 
