@@ -18,10 +18,10 @@ from torch import Tensor
 from sapcli.activations.bases import Bases, Origin, Piece, SampleFacts
 from sapcli.activations.moments import Basis
 from sapcli.activations.rows import WeightView
-from sapcli.checkpoints.safetensors_file import SafetensorsFile, open_safetensors
+from sapcli.checkpoints.safetensors_file import SafetensorsFile
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.errors import CheckpointError
-from sapcli.machine.reading import STANDARD_INPUT
+from sapcli.machine.reading import STANDARD_INPUT, open_input, spool_stdin
 
 _FORMAT = "sap.bases/2"
 # Written before files said what else the bases were made with.
@@ -85,7 +85,7 @@ def read_bases(path: Path | str, source: str | None = None) -> Bases:
     again = "make it again with `sap activations`"
     try:
         try:
-            file = open_safetensors(path)
+            file = SafetensorsFile(spool_stdin() if path == STANDARD_INPUT else open_input(Path(path)), source)
         except CheckpointError as error:
             raise CheckpointError(f"{source} cannot be read as bases: {error.message}", again) from error
         metadata = file.metadata

@@ -14,13 +14,11 @@ import re
 import reprlib
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
 import torch
 
 from sapcli.errors import CheckpointError
-from sapcli.machine.reading import STANDARD_INPUT, open_input, spool_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -255,18 +253,6 @@ class SafetensorsFile:
 
     def _fail(self, what: str, hint: str) -> NoReturn:
         raise CheckpointError(f"{self._source} {what}", hint)
-
-
-def open_safetensors(source: str | Path) -> SafetensorsFile:
-    """Open a safetensors file, what comes through a pipe, or standard input (`-`).
-
-    Raises:
-        SapError: It is something else, damaged, or a pipe that nobody writes to.
-        OSError: It cannot be opened.
-    """
-    if source == STANDARD_INPUT:
-        return SafetensorsFile(spool_stdin(), "standard input")
-    return SafetensorsFile(open_input(Path(source)), str(source))
 
 
 def _state(handle: IO[bytes]) -> tuple[int, int]:

@@ -25,6 +25,8 @@ _SECONDS_TO_UNWIND = 0.8
 _STATUS = {signal.SIGINT: ExitStatus.INTERRUPTED, signal.SIGTERM: ExitStatus.TERMINATED}
 if hasattr(signal, "SIGHUP"):
     _STATUS[signal.SIGHUP] = ExitStatus.HUNG_UP
+ENDING = tuple(_STATUS)
+"""The signals that end a run."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
