@@ -24,7 +24,7 @@ test: $(INSTALLED) ## Run the tests
 	$(TESTS)
 
 test-faults: $(INSTALLED) ## Run the tests that take minutes: of killing, interrupting and starving the program, and of the README's commands
-	$(TESTS) tests/faults
+	$(TESTS) --hypothesis-profile thorough tests/faults
 
 lint: $(INSTALLED) ## Check the style, the format, and that each wing imports only those below it
 	$(BIN)/ruff check .

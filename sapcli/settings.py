@@ -34,6 +34,11 @@ class Importance(StrEnum):
     """1 for the leading directions that hold the fraction `alpha` of the energy, 0 for the rest (gradient projection
     memory, Saha et al., ICLR 2021)."""
 
+    @property
+    def takes_fraction(self) -> bool:
+        """Whether `alpha` is a fraction of the energy, in (0, 1], and not a coefficient above 0."""
+        return self is Importance.GPM
+
 
 class ForgetMode(StrEnum):
     """What a forget set takes away; `Mr` keeps the trusted rows' space, `Mf` the forget rows'."""
@@ -58,6 +63,15 @@ class Precision(StrEnum):
     """bfloat16 where the device is fast at it and the network is large enough to gain from it, else float32."""
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class Exif(StrEnum):
+    """What becomes of the EXIF orientation that cameras write into an image file."""
+
+    IGNORE = "ignore"
+    """The picture is taken as it is stored, as torchvision and timm take it."""
+    APPLY = "apply"
+    """The picture is turned upright."""
 
 
 class OutputFormat(StrEnum):
@@ -108,6 +122,7 @@ class PreprocessingOverrides:
         std: Of each channel, divided by.
         interpolation: The filter that resizes, by timm's name.
         crop_pct: The crop's side over that of the resized image.
+        exif: What becomes of the images' EXIF orientation.
     """
 
     input_size: tuple[int, int, int] | None = None
@@ -115,6 +130,7 @@ class PreprocessingOverrides:
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
+    exif: Exif | None = None
 
 
 @dataclass(frozen=True)
@@ -141,13 +157,17 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where the images are, and what says which class they show."""
+    """Where the images are, and what says which class they show.
+
+    A class map that the network's answers suggest instead is written to `suggested_class_map`.
+    """
 
     folder: Path
     split: str | None = None
     validation: Path | None = None
     labels: Path | None = None
     class_map: Path | None = None
+    suggested_class_map: Path | None = None
 
 
 @dataclass(frozen=True)

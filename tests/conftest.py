@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from support.digits import Trained, train
+
+# More examples of what takes long (pytest --hypothesis-profile thorough).
+settings.register_profile("thorough", max_examples=2000)
 
 
 @pytest.fixture(scope="session")

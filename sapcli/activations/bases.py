@@ -1,20 +1,11 @@
-"""The bases of all weights of a network: made from images, written to a file, read back.
-
-The file is safetensors: `<weight>.vectors` (float32 `[groups, d, k]`) and `<weight>.values` (float64 `[groups, k]`,
-descending); a weight that is used in several pieces has `<weight>#2.vectors` and so on. The metadata tells the geometry
-of each, what was left out and why, and the hashes of the checkpoint and of the samples.
-"""
+"""The bases of all weights of a network, made from images."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sapcli.activations.capture import Capture, Usage
@@ -23,16 +14,14 @@ from sapcli.activations.operands import Use
 from sapcli.activations.rows import WeightView
 from sapcli.activations.scoring import Classifier
 from sapcli.activations.segments import Segment, disjoint_segments
-from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.contents import contents_of, to_text
 from sapcli.datasets.images import Images
 from sapcli.datasets.smaller_batches import smaller_batch
-from sapcli.errors import CheckpointError, DatasetError, NumericsError
+from sapcli.errors import DatasetError, NumericsError
 from sapcli.machine.device import full_precision
 from sapcli.machine.heap import give_back_freed_memory
 from sapcli.machine.progress import Progress
 
-_FORMAT = "sap.bases/1"
 # An image takes as much more memory in float32, and with its rows, than in other passes.
 _TIMES_THE_MEMORY = 2
 
@@ -61,6 +50,21 @@ class SampleFacts:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What bases were made with, beside the weights and the samples.
+
+    Attributes:
+        preprocessing: How the images were prepared, in the terms of timm's `pretrained_cfg`.
+        code: The digest of the user's own code that builds the network; empty for a library's network.
+        data: The fingerprint of the training data.
+    """
+
+    preprocessing: Mapping[str, object]
+    code: str
+    data: str
+
+
+@dataclass(frozen=True)
 class Bases:
     """What the samples say about every weight of two or more dimensions.
 
@@ -71,6 +75,7 @@ class Bases:
         samples: The digest of the samples that were run.
         facts: What else is known of the samples.
         gains: Per parameter that gives a weight its size (weight normalisation), that weight.
+        origin: What else they were made with; `None` where nobody said.
     """
 
     pieces: Mapping[str, tuple[Piece, ...]]
@@ -79,6 +84,7 @@ class Bases:
     samples: str
     facts: SampleFacts = SampleFacts()
     gains: Mapping[str, str] = field(default_factory=dict)
+    origin: Origin | None = None
 
     def fit(self, name: str, elements: int) -> bool:
         """Whether the windows of a weight, if there are any, lie within one of so many elements."""
@@ -283,84 +289,3 @@ def _run(
             advance(len(batch.indices))
     contents = to_text(contents_of(images.dataset, indices).values())
     return SampleFacts(tuple(per_class.tolist()), contradicted, contents)
-
-
-def write_bases(bases: Bases, destination: Path | BinaryIO) -> None:
-    """Write `bases` as safetensors, a path atomically."""
-    tensors: dict[str, Tensor] = {}
-    geometry: dict[str, list[dict[str, object]]] = {}
-    for name, pieces in bases.pieces.items():
-        geometry[name] = [
-            {
-                "groups": piece.view.groups,
-                "rows": piece.basis.rows,
-                "size": piece.view.size,
-                "stride": piece.view.stride,
-                "offset": piece.view.offset,
-            }
-            for piece in pieces
-        ]
-        for number, piece in enumerate(pieces, start=1):
-            key = _piece_key(name, number)
-            tensors[f"{key}.vectors"] = piece.basis.vectors.cpu()
-            tensors[f"{key}.values"] = piece.basis.values.cpu()
-    metadata = {
-        "sap.format": _FORMAT,
-        "sap.checkpoint": bases.checkpoint,
-        "sap.samples": bases.samples,
-        "sap.weights": json.dumps(geometry),
-        "sap.skipped": json.dumps(dict(bases.skipped)),
-        "sap.facts": json.dumps(asdict(bases.facts)),
-        "sap.gains": json.dumps(dict(bases.gains)),
-    }
-    write_safetensors(destination, tensors, metadata)
-
-
-def _piece_key(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}#{number}"
-
-
-def read_bases(path: Path, source: str | None = None) -> Bases:
-    """Read what `write_bases` wrote.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or holds something else.
-    """
-    source = source or str(path)
-    again = "make it again with `sap activations`"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("sap.format") != _FORMAT:
-                raise CheckpointError(f"{source} holds no bases ({_FORMAT})", again)
-            geometry = json.loads(metadata["sap.weights"])
-            pieces = {
-                name: tuple(
-                    _read_piece(file, _piece_key(name, number), entry) for number, entry in enumerate(entries, start=1)
-                )
-                for name, entries in geometry.items()
-            }
-            skipped, gains = (
-                {str(name): str(text) for name, text in json.loads(metadata[key]).items()}
-                for key in ("sap.skipped", "sap.gains")
-            )
-            facts = _read_facts(metadata)
-            return Bases(pieces, skipped, metadata["sap.checkpoint"], metadata["sap.samples"], facts, gains)
-    except (OSError, SafetensorError, LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{source} cannot be read as bases: {error}", again) from error
-
-
-def _read_facts(metadata: Mapping[str, str]) -> SampleFacts:
-    facts = json.loads(metadata["sap.facts"])
-    return SampleFacts(tuple(map(int, facts["per_class"])), int(facts["contradicted"]), str(facts["contents"]))
-
-
-def _read_piece(file: Any, key: str, entry: Mapping[str, Any]) -> Piece:
-    """One piece of the open `file`, its shapes checked against its geometry."""
-    view = WeightView(tuple(map(int, entry["size"])), tuple(map(int, entry["stride"])), int(entry["offset"]))
-    # A copy each, so that nothing stays mapped to a file that may change.
-    vectors, values = (file.get_tensor(f"{key}.{part}").clone() for part in ("vectors", "values"))
-    kept = values.shape[-1] if values.dim() else 0
-    if vectors.shape != (view.groups, view.row_length, kept) or values.shape != (view.groups, kept):
-        raise ValueError(f"{key} has vectors {list(vectors.shape)} and values {list(values.shape)} for {entry}")
-    return Piece(view, Basis(vectors, values, int(entry["rows"])))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sapcli.activations.correlations import Correlations
+from sapcli.activations.decomposition import decompose
 from sapcli.activations.rows import Geometry, Patches, gram
 from sapcli.errors import NumericsError
 from sapcli.machine.device import float64_device
@@ -32,6 +33,9 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 # float32 rounds off is far below what other samples would change.
 _LARGE = 1024
 _MANY_ROWS_A_COLUMN = 2
+# Sums of squares of numbers outside of these do not fit float32, which is made to hold them by so many bits at most.
+_SMALLEST_SQUARED, _LARGEST_SQUARED = 2.0**-50, 2.0**50
+_MOST_BITS = 100
 
 
 def sampled_share(rows: float, row_length: int, images: int) -> float:
@@ -49,7 +53,8 @@ class Basis:
     """The eigenvectors and eigenvalues of one weight's second moment, one set per group.
 
     Attributes:
-        vectors: `U`, float32 `[groups, d, k]`, orthonormal columns, `k <= d`.
+        vectors: `U`, float32 `[groups, d, k]`, orthonormal columns, `k <= d`: columns of the rows that are all zero
+            belong to none.
         values: `sigma^2`, float64 `[groups, k]`, descending, not negative.
         rows: How many rows were summed, per group.
     """
@@ -105,7 +110,7 @@ class SecondMoment:
         images = rows.images if isinstance(rows, Patches) else rows
         found = rows.groups if isinstance(rows, Patches) else len(rows)
         count = (rows.count if isinstance(rows, Patches) else rows.shape[1]) * (found // groups)
-        self._check_finite(images)
+        unit = self._checked_unit(images)
         self.count += count
         expected = count * (self._images or 0) / batch
         if not self._summing and max(self.count, expected) >= row_length:
@@ -114,6 +119,9 @@ class SecondMoment:
         if self._images is not None:
             rows, weight = self._sampled(rows, count, batch)
             count = rows.count if isinstance(rows, Patches) else rows.shape[1]
+        if unit != 1.0:
+            rows = replace(rows, images=rows.images / unit) if isinstance(rows, Patches) else rows / unit
+            weight *= unit**2
         cheap = groups * count * row_length**2 <= _CHEAP_OPERATIONS
         worthwhile = self._summing and found == groups and not cheap
         if worthwhile and isinstance(rows, Patches) and rows.overlapping_axes:
@@ -149,7 +157,8 @@ class SecondMoment:
         """From rows to their sum, as soon as that is or will be the smaller of the two."""
         self._summing, self._device = True, float64_device(device)
         for kept in self._kept:
-            self._fold(kept)
+            unit = _unit(_largest(kept))
+            self._fold(kept / unit if unit != 1.0 else kept, unit**2)
         self._kept.clear()
 
     def _correlations_of(self, patches: Patches) -> Correlations:
@@ -165,13 +174,15 @@ class SecondMoment:
             self._sum = torch.zeros(self._shape, dtype=torch.float64, device=self._device)
         return self._sum
 
-    def _check_finite(self, tensor: Tensor) -> None:
-        # A sum is quick, and only where it is not finite are all elements looked at: large ones may add up to infinity.
-        if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+    def _checked_unit(self, tensor: Tensor) -> float:
+        """The `_unit` of what the weight multiplies."""
+        largest = _largest(tensor)
+        if not math.isfinite(largest):
             raise NumericsError(
                 f"the inputs of {self._name} hold NaN or infinite values",
                 "look at the checkpoint's weights and the preprocessing (--mean, --std): this layer's inputs overflow",
             )
+        return _unit(largest)
 
     def matrix(self) -> Tensor:
         """`G`, float64 `[groups, d, d]`; not of a large one after its `basis`."""
@@ -192,11 +203,11 @@ class SecondMoment:
         """
         if self._summing:
             in_float32 = is_decomposed_in_float32(self._shape[1], self.count)
-            values, vectors = self._eigh_in_float32() if in_float32 else self._eigh(self.matrix())
+            values, vectors = self._decomposed_in_float32() if in_float32 else decompose(self.matrix(), self._name)
         else:
             # With the rows R = V diag(sigma) U^T, R R^T = V diag(sigma^2) V^T and U = R^T V / sigma.
             rows = self._rows()
-            values, vectors = self._eigh(rows @ rows.mT)
+            values, vectors = decompose(rows @ rows.mT, self._name)
             floor = values[:, :1] * (rows.shape[2] * torch.finfo(values.dtype).eps)
             values = torch.where(values > floor, values, 0.0)
             scale = torch.where(values > 0, values.rsqrt(), 0.0)
@@ -217,8 +228,8 @@ class SecondMoment:
         rows = torch.cat(self._kept, dim=1)
         return rows.to(float64_device(rows.device), torch.float64)
 
-    def _eigh_in_float32(self) -> tuple[Tensor, Tensor]:
-        """As `_eigh` of the sum; the matrix is brought to a size that float32 can hold."""
+    def _decomposed_in_float32(self) -> tuple[Tensor, Tensor]:
+        """As `decompose` of the sum; the matrix is brought to a size that float32 can hold."""
         total = self.matrix()
         size = total.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None].clamp_min(1e-300)
         scaled = torch.empty_like(total, dtype=torch.float32)
@@ -226,16 +237,21 @@ class SecondMoment:
         # Given up before the decomposition takes as much memory again.
         del total
         self._sum, self._given_up = None, True
-        values, vectors = self._eigh(scaled)
+        values, vectors = decompose(scaled, self._name)
         return values.double() * size.squeeze(-1), vectors
 
-    def _eigh(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, descending and clamped to 0, and eigenvectors of symmetric `[groups, n, n]`."""
-        try:
-            values, vectors = torch.linalg.eigh(matrix)
-        except RuntimeError as error:  # torch.linalg.LinAlgError, which torch does not export, is one
-            raise NumericsError(
-                f"the second moment of {self._name} could not be decomposed: {error}",
-                "run on --device cpu, or leave the layer out with --skip-layers",
-            ) from error
-        return values.flip(-1).clamp_min(0.0), vectors.flip(-1)
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value, NaN or infinite where one is; 0 of none."""
+    if not tensor.numel():
+        return 0.0
+    # In the order in which they lie in memory, which is twenty times faster where the channels lie together.
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return float(torch.stack(torch.aminmax(tensor.permute(order))).abs().amax())
+
+
+def _unit(largest: float) -> float:
+    """What to divide by so that squares are neither too large nor too small for float32: 1 for all usual numbers."""
+    if not largest or _SMALLEST_SQUARED < largest < _LARGEST_SQUARED:
+        return 1.0
+    return math.ldexp(1.0, min(max(math.frexp(largest)[1], -_MOST_BITS), _MOST_BITS))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sapcli.datasets.images import Batch, Images
 from sapcli.datasets.smaller_batches import in_portions
 from sapcli.errors import ArchitectureError, NumericsError, SapError
+from sapcli.machine.device import float64_device
 from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.progress import Progress
 from sapcli.machine.text import in_one_line
@@ -24,6 +25,10 @@ from sapcli.networks.preprocessing import Preprocessing
 _FAST_CHANNELS_LAST = ("cpu", "cuda")
 # A GPU is asked what it made of a batch when it has the next one: meanwhile, that is decoded and laid out.
 _LAUNCHED_AHEAD = 1
+ONE_LOGIT = (
+    "one output for two classes, as for a sigmoid, is not supported: give a factory (--arch) whose module returns"
+    " torch.cat([torch.zeros_like(z), z], dim=1) of that output z, [n, 1]"
+)
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Classifier:
         fast_dtype: What passes that need not be exact are converted to; `None` leaves them in float32.
         as_built: Whether the network runs only as it was built, neither converted nor on images whose channels lie
             together; found out when it is run.
+        copies_inputs: Whether the network is given copies of its images, since it writes into them.
     """
 
     loaded: LoadedModel
@@ -44,6 +50,7 @@ class Classifier:
     device: torch.device
     fast_dtype: torch.dtype | None = None
     as_built: bool = False
+    copies_inputs: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -77,17 +84,21 @@ class Classifier:
     def forward(self, inputs: Tensor, *, exact: bool = True) -> object:
         """What the network makes of normalised images, in float32 or, where it need not be exact, in `fast_dtype`."""
         if self.as_built:
-            return self.module(inputs.contiguous())
+            return self.module(self._own(inputs.contiguous()))
         dtype = None if exact else self.fast_dtype
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                return self.module(inputs)
+                return self.module(self._own(inputs))
         except Exception as error:  # not every network takes that, and each fails in its own way
             if is_out_of_memory(error):
                 raise
-            output = self.module(inputs.contiguous())
+            output = self.module(self._own(inputs.contiguous()))
             self.as_built = True
             return output
+
+    def _own(self, inputs: Tensor) -> Tensor:
+        """The images as they are handed to the network."""
+        return inputs.clone() if self.copies_inputs else inputs
 
     def try_layout(self) -> None:
         """Find out whether the network takes images as `inputs` gives them, before a pass that begins only once.
@@ -129,9 +140,12 @@ class Classifier:
         classes = self.architecture.num_classes
         if not isinstance(output, Tensor) or output.shape != (count, classes):
             found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            hint = "give a factory whose module returns the logits alone (--arch file.py:factory)"
+            if isinstance(output, Tensor) and output.numel() == count and classes == 2:
+                hint = ONE_LOGIT
             raise ArchitectureError(
                 f"{self.architecture.name} returns {found} for {count} images, expected logits [{count}, {classes}]",
-                "give a factory whose module returns the logits alone (--arch file.py:factory)",
+                hint,
             )
         return output.float()
 
@@ -150,10 +164,11 @@ class Outcomes:
     Attributes:
         indices: Positions in the dataset, int64 `[n]`, ascending.
         labels: The given labels, int64 `[n]`.
-        losses: Cross-entropy with the given labels in nats, float32 `[n]`.
-        predictions: The most probable class, int64 `[n]`.
+        losses: Cross-entropy with the given labels in nats, computed in float64, `[n]`; see `cross_entropies`.
+        predictions: The most probable class, of equally probable ones the first, int64 `[n]`.
         confidences: Its probability, float32 `[n]`.
         ranks: How many classes are more probable than the given label, int64 `[n]`.
+        ties: How many classes are exactly as probable as the given label, itself among them, int64 `[n]`.
     """
 
     indices: Tensor
@@ -162,6 +177,7 @@ class Outcomes:
     predictions: Tensor
     confidences: Tensor
     ranks: Tensor
+    ties: Tensor
 
     @property
     def correct(self) -> Tensor:
@@ -197,7 +213,7 @@ def score(
         exact: Whether in float32, and not in what the device is fastest at.
 
     Raises:
-        NumericsError: The network's output holds a NaN.
+        NumericsError: The network's output holds a NaN or positive infinity.
     """
     columns: list[tuple[Tensor, ...]] = []
     launched: deque[tuple[Tensor, ...]] = deque()
@@ -211,20 +227,40 @@ def score(
         columns += map(_collected, launched)
     if not columns:
         empty = torch.zeros(0, dtype=torch.int64)
-        return Outcomes(empty, empty, empty.float(), empty, empty.float(), empty)
+        return Outcomes(empty, empty, empty.double(), empty, empty.float(), empty, empty)
     return Outcomes(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
 def _launch(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
-    """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are NaN."""
+    """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are none."""
     logits = classifier.logits(batch.images, exact=exact)
     labels = batch.labels.to(logits.device)
-    probabilities = logits.softmax(dim=1)
-    confidences, predictions = probabilities.max(dim=1)
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    confidences = logits.softmax(dim=1).amax(dim=1)
     of_label = logits.gather(1, labels.unsqueeze(1))
-    ranks = (logits > of_label).sum(dim=1)
-    return batch.indices, batch.labels, losses, predictions, confidences, ranks, logits.isnan().any(dim=1)
+    ranks, ties = (logits > of_label).sum(dim=1), (logits == of_label).sum(dim=1)
+    undefined = ~(logits < torch.inf).all(dim=1)
+    wide = logits.to(float64_device(logits.device), torch.float64)
+    losses = cross_entropies(wide, labels.to(wide.device))
+    return batch.indices, batch.labels, losses, logits.argmax(dim=1), confidences, ranks, ties, undefined
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each row in nats, `[n]`, in the precision of `logits`.
+
+    As `log(1 + exp(d))`, where `d` is by how much the log of the others' summed exponentials lies above the label's
+    logit: so neither it nor its gradient rounds to 0 for a model that is sure of the label, and sure samples can be
+    told apart.
+
+    Args:
+        logits: `[n, classes]`.
+        labels: Classes, int64 `[n]`.
+    """
+    label = labels.unsqueeze(1)
+    of_label = logits.gather(1, label).squeeze(1)
+    if logits.shape[1] == 1:
+        return of_label * 0
+    distance = logits.scatter(1, label, -torch.inf).logsumexp(dim=1) - of_label
+    return torch.logaddexp(torch.zeros_like(distance), distance)
 
 
 def _collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -232,7 +268,7 @@ def _collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     *columns, undefined = (column.cpu() for column in launched)
     if bool(undefined.any()):
         raise NumericsError(
-            f"the network's output is NaN for image number {int(columns[0][undefined][0])}",
+            f"the network's output is NaN or infinite for image number {int(columns[0][undefined][0])}",
             "look at the checkpoint's weights and the preprocessing (--mean, --std)",
         )
     return tuple(columns)

@@ -15,11 +15,14 @@ from typing import IO, TYPE_CHECKING
 
 import torch
 
+from sapcli.checkpoints.entry_names import TRAINING_STATE, without_inner_wrappers
 from sapcli.checkpoints.module_versions import versions_as_metadata
-from sapcli.checkpoints.pytorch_file import WRAPPER_KEYS, is_pickled, read_pickled
+from sapcli.checkpoints.other_formats import HEAD, adapter_alone, by_content, in_folder
+from sapcli.checkpoints.pytorch_file import is_pickled, read_pickled
 from sapcli.checkpoints.safetensors_file import (
     DTYPE_NAMES,
     MAX_HEADER,
+    QUANTISED_HINT,
     Entry,
     SafetensorsFile,
     parse_json_object,
@@ -30,7 +33,7 @@ from sapcli.errors import CheckpointError
 from sapcli.machine.files import spool, spool_pipe, temporary_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -40,25 +43,18 @@ STANDARD_INPUT = "-"
 INDEX_SUFFIX = ".safetensors.index.json"
 _GIT_LFS = b"version https://git-lfs"
 
-TRAINING_STATE = frozenset(
-    {
-        *("optimizer", "optimizers", "optimizer_state_dict", "optimizer_states", "optimizer_state", "optim", "opt"),
-        *("scheduler", "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict"),
-        *("scaler", "grad_scaler", "amp", "amp_scaler", "scaler_state_dict"),
-        *("ema", "model_ema", "ema_model", "module_ema", "state_dict_ema", "ema_state_dict", "model_state_dict_ema"),
-        *("criterion", "loss", "callbacks", "loops", "n_averaged"),
-    }
-)
-"""First components of names that never are weights of the network, but what training scripts save beside them."""
-
-# What torch.compile, FSDP and activation checkpointing put into the names of the submodules that they wrap.
-_INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_WRAPPERS = (*_INNER_WRAPPERS, *WRAPPER_KEYS)
-_NESTING = 6
-
 _FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _FOLDER_FILES = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
-_FOLDER_PATTERNS = (f"*{INDEX_SUFFIX}", "*.safetensors", "*.pt", "*.pth")
+_FOLDER_PATTERNS = (
+    f"*{INDEX_SUFFIX}",
+    "*.safetensors",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.pth.tar",
+    "*.pt.tar",
+    "adapter_model.bin",
+)
 
 
 class Form(Enum):
@@ -136,7 +132,7 @@ class Checkpoint:
 
         What stands at the beginning remains; see `candidate_prefixes`. Two entries that would get one name keep theirs.
         """
-        names = {_without_inner_wrappers(name): name for name in self.entries}
+        names = {without_inner_wrappers(name): name for name in self.entries}
         return names if len(names) == len(self.entries) else {name: name for name in self.entries}
 
     @cached_property
@@ -172,6 +168,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         raise CheckpointError(f"Cannot read {source}: {reason}", "Check the path and its permissions.") from error
     if not checkpoint.entries:
         raise CheckpointError(f"{checkpoint.source} holds no tensors", "Name a checkpoint with a model's weights.")
+    adapter = adapter_alone(checkpoint.entries)
+    if adapter is not None:
+        raise adapter.error(checkpoint.source)
     _refuse_mostly_quantised(checkpoint)
     return checkpoint
 
@@ -207,6 +206,9 @@ def _checkpoint_in(folder: Path) -> Path:
         if found:
             names = ", ".join(shown(path.name) for path in found[:8])
             raise CheckpointError(f"{folder} holds {len(found)} checkpoints: {names}", "Name one of the files.")
+    other = in_folder(folder)
+    if other is not None:
+        raise other.error(str(folder))
     raise CheckpointError(
         f"{folder} is a folder without a .safetensors file or another checkpoint", "Name a checkpoint file."
     )
@@ -215,12 +217,16 @@ def _checkpoint_in(folder: Path) -> Path:
 def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
     """Open what is no index: by its content, since names are often wrong."""
     name, suffix = (path.name, path.suffix) if path else ("", "")
-    head = handle.read(32)
+    head = handle.read(HEAD)
     handle.seek(0)
     if not is_pickled(head):
         if head.startswith(_GIT_LFS):
             handle.close()
             raise CheckpointError(f"{source} is a Git LFS pointer, not the file itself", "Run `git lfs pull` first.")
+        other = by_content(head, name) if head[8:9] != b"{" else None
+        if other is not None:
+            handle.close()
+            raise other.error(source)
         file = SafetensorsFile(handle, source)
         return Checkpoint(source, path, Form.SINGLE, file.entries, file.metadata, {name: file})
     with handle:
@@ -229,8 +235,8 @@ def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
                 f"{source} is a pickle or a zip archive, as PyTorch writes them, not a safetensors file",
                 "If it is PyTorch's, rename it to .pt: it is then loaded without running its code.",
             )
-        tensors, classes = read_pickled(handle, path, source)
-    file = _converted(tensors, source, {"label_names": json.dumps(classes)} if classes else {})
+        tensors, described = read_pickled(handle, path, source)
+    file = _converted(tensors, source, described)
     return Checkpoint(source, path, Form.PICKLE, file.entries, file.metadata, {name: file})
 
 
@@ -260,7 +266,7 @@ def _open_shards(path: Path, source: str) -> Checkpoint:
             f"{path} names {len(shards)} shards, of which {len(missing)} are missing: {shown(missing)}",
             "Copy or download the missing files into the same folder.",
         )
-    files = {shard: _open_shard(path.with_name(shard)) for shard in shards}
+    files = _open_all_shards(path, shards)
     listed = {(name, shard) for name, shard in weight_map.items()}
     found = {(name, shard) for shard, file in files.items() for name in file.entries}
     for name, shard in sorted(listed ^ found):
@@ -281,6 +287,21 @@ def _is_shard_name(name: str) -> bool:
     return name.endswith(".safetensors") and not set(name) & set("/\\\0")
 
 
+def _open_all_shards(path: Path, shards: Iterable[str]) -> dict[str, SafetensorsFile]:
+    """The shards of an index, whose headers together are no larger than that of one file may be."""
+    files = {}
+    size = 0
+    for shard in shards:
+        files[shard] = _open_shard(path.with_name(shard))
+        size += files[shard].header_size
+        if size > MAX_HEADER:
+            raise CheckpointError(
+                f"the headers of the shards of {path} have more than {MAX_HEADER} bytes",
+                "Save the checkpoint again where it was made.",
+            )
+    return files
+
+
 def _open_shard(path: Path) -> SafetensorsFile:
     handle = path.open("rb")
     if is_pickled(handle.read(32)):
@@ -294,11 +315,9 @@ def _open_shard(path: Path) -> SafetensorsFile:
 def _read_json(path: Path) -> dict[str, object]:
     try:
         with path.open("rb") as handle:
-            text = handle.read(MAX_HEADER + 1)
+            text = handle.read(MAX_HEADER + 1)  # one more, by which it shows
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}", "Check its permissions and its disk.") from error
-    if len(text) > MAX_HEADER:
-        raise CheckpointError(f"{path} is larger than {MAX_HEADER} bytes", "Name the checkpoint's own files.")
     return parse_json_object(text, str(path))
 
 
@@ -334,34 +353,5 @@ def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
             raise CheckpointError(
                 f"{checkpoint.source} is quantised: weight {shown(name)} is stored as {DTYPE_NAMES[entry.dtype]}, "
                 "whose steps are too coarse for a projection",
-                "Repair the checkpoint from before the quantisation (F64, F32, F16 or BF16), then quantise the result.",
+                QUANTISED_HINT,
             )
-
-
-def _without_inner_wrappers(name: str) -> str:
-    parts = name.split(".")
-    depth = next((depth for depth, part in enumerate(parts) if part not in _WRAPPERS), len(parts))
-    return ".".join([*parts[:depth], *(part for part in parts[depth:] if part not in _INNER_WRAPPERS)])
-
-
-def candidate_prefixes(names: Collection[str]) -> list[str]:
-    """What may stand before a network's own names in a checkpoint.
-
-    Args:
-        names: The names of the checkpoint's entries.
-
-    Returns:
-        The prefixes, "" first, then the shorter before the longer; each ends with a dot. Those are the wrappers that
-        are known (`module.`, `_orig_mod.`, `model.`, ...), in any nesting, and a component that all names share.
-    """
-    inside = {"": [name for name in names if name.partition(".")[0] not in TRAINING_STATE]}
-    for depth in range(_NESTING):
-        for prefix in [prefix for prefix in inside if prefix.count(".") == depth]:
-            rests = [name[len(prefix) :] for name in inside[prefix]]
-            heads = {rest.partition(".")[0] for rest in rests if "." in rest}
-            shared = heads if len(heads) == 1 and all("." in rest for rest in rests) else set()
-            for head in (*_WRAPPERS, *(shared - set(_WRAPPERS))):
-                if head in heads:
-                    longer = f"{prefix}{head}."
-                    inside[longer] = [name for name in inside[prefix] if name.startswith(longer)]
-    return list(inside)

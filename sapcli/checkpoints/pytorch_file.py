@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
+import json
 import os
+import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -13,7 +18,11 @@ from typing import IO, TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, shown
+from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
+from sapcli.checkpoints.other_formats import by_archive
+from sapcli.checkpoints.pickle_limits import MAX_PICKLE, PickleLimits
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, MAX_HEADER, QUANTISED_HINT, shown
+from sapcli.checkpoints.zip_records import read_records
 from sapcli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,11 +31,20 @@ if TYPE_CHECKING:
 
 # Under which keys training scripts keep the weights beside what else they save, the more telling ones first.
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
-# And the classes: in the order of the outputs, or with their numbers.
-_CLASSES_KEYS = ("label_names", "class_names", "classes", "class_to_idx", "idx_to_class")
+
+LABEL_NAMES_KEY = "sap.label_names_key"
+"""The metadata's key for where in a training file the classes' names stand."""
+FOLDER_ORDER_KEY = "sap.folder_order"
+"""The metadata's key for who sorted the class folders in the training: `timm`, where a training file tells so."""
 
 _ZIP = b"PK\x03\x04"
 _PICKLE_PROTOCOLS = tuple(bytes([0x80, version]) for version in range(2, 6))
+# Before the tensors' data: a magic number, a version, facts about the system, the content, the storages' keys.
+_LEGACY_PICKLES = 5
+# Tensors that share a storage are written once each. A file may well hold one network under two or three names.
+_TIMES_THE_FILE = 8
+_SMALL_FILE = 64 << 20
+_MAX_NESTING = 100
 _SAVE_HINT = "Where you trust the file, load it and save its state dict alone, best with safetensors' save_file."
 
 
@@ -36,7 +54,7 @@ def is_pickled(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] != b"{" and head.startswith((_ZIP, *_PICKLE_PROTOCOLS))
 
 
-def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors of a file that PyTorch has saved.
 
     The weights of a training checkpoint (`{"state_dict": ..., "optimizer": ...}`) get the names that they have in
@@ -48,8 +66,8 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dic
         source: What messages call it.
 
     Returns:
-        The tensors by name, of which those of a mapped file keep the mapping alive; and the classes' names in the order
-        of the outputs, empty where the file does not tell.
+        The tensors by name, of which those of a mapped file keep the mapping alive; and what the file tells of the
+        classes, in the terms of a safetensors file's metadata.
 
     Raises:
         CheckpointError: The file is damaged, needs code to be read, or holds tensors that no safetensors file can hold.
@@ -57,57 +75,128 @@ def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dic
     content = _load(handle, path, source)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, expected a state dict", _SAVE_HINT)
-    weights, rest = _unwrapped(content)
+    weights, rest = _unwrapped(content, source)
     size = os.fstat(handle.fileno()).st_size
     tensors: OrderedDict[str, Tensor] = OrderedDict()
     # The versions of the modules, where PyTorch's own state dicts have them.
     tensors._metadata = getattr(weights, "_metadata", None)  # type: ignore[attr-defined]
-    for name, tensor in (*_tensors_in(weights), *_tensors_in(rest)):
+    written = named = 0
+    for name, tensor in itertools.chain(_tensors_in(weights, source), _tensors_in(rest, source)):
         if name in tensors:
             raise CheckpointError(f"{source} holds two tensors that are called {shown(name)}", _SAVE_HINT)
         _check_storable(name, tensor, size, source)
         tensors[name] = tensor
-    return tensors, _classes(content)
+        written += tensor.numel() * tensor.dtype.itemsize
+        named += len(name)
+        if written > _TIMES_THE_FILE * size + _SMALL_FILE:
+            raise CheckpointError(
+                f"{source} has views of its data that claim more than {_TIMES_THE_FILE} times its {size} bytes",
+                _SAVE_HINT,
+            )
+        if named > MAX_HEADER:
+            raise CheckpointError(f"{source} has names of more than {MAX_HEADER} bytes", _SAVE_HINT)
+    return tensors, _described(content)
 
 
 def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
     try:
         is_zip = handle.read(4) == _ZIP
-        if is_zip and not zipfile.is_zipfile(handle):
-            raise EOFError("the archive's directory, which stands at its end, is missing")
+        _check_limits(handle, source, is_zip)
         handle.seek(0)
         # timm and many others save their command line with the weights; a Namespace holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # What PyTorch warns of before it gives up is said in the error.
+            warnings.simplefilter("ignore")
             if path is not None and is_zip:
                 return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-            return torch.load(handle, map_location="cpu", weights_only=True)
+            return torch.load(handle if is_zip else _plain(handle), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:
         # torch raises nearly every kind on damaged files. Its own text advises to run the pickle's code and stays out
         # of the message; the error that it was made from says what is wrong.
+        other = by_archive(handle, "" if path is None else path.name)
+        if other is not None:
+            raise other.error(source) from error
         cause = error.__context__ if isinstance(error, UnpicklingError) and error.__context__ else error
         if _is_damage(error):
             raise CheckpointError(
                 f"{source} is damaged or cut off", "Copy or download it again, or save it anew where it was made."
             ) from error
-        first = (str(cause) or type(cause).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise CheckpointError(
-            f"Cannot read {source} as weights without running code: {shown(first)}", _SAVE_HINT
+            f"Cannot read {source} as weights without running code: {_in_plain_words(cause)}", _SAVE_HINT
         ) from error
+
+
+def _in_plain_words(error: BaseException) -> str:
+    """What stopped PyTorch from reading a file, without its advice to run the file's code."""
+    first = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+    held = re.match(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)", first)
+    if held:
+        return f"it holds an object of {shown(held[1])}, and is no plain state dict"
+    if first.startswith("Unsupported operand"):
+        return "it was saved with another pickle protocol than torch.save's own (2)"
+    return shown(first)
+
+
+def _check_limits(handle: IO[bytes], source: str, is_zip: bool) -> None:
+    """Refuse a file that asks for more than it holds, before PyTorch does what it says."""
+    size = os.fstat(handle.fileno()).st_size
+    if is_zip:
+        records = read_records(handle, source)
+        if not records.is_program:  # which PyTorch refuses before it reads anything
+            PickleLimits(size, source, records.storages).check(records.pickle)
+        return
+    handle.seek(0)
+    head = handle.read(MAX_PICKLE)
+    limits = PickleLimits(size, source)
+    start = 0
+    for _ in range(_LEGACY_PICKLES):
+        end = limits.check(head, start)
+        if end is None:
+            if size > len(head):
+                raise CheckpointError(
+                    f"{source} is damaged, or describes its tensors in more than {MAX_PICKLE} bytes", _SAVE_HINT
+                )
+            return  # PyTorch stops there
+        start = end
+
+
+def _plain(handle: IO[bytes]) -> IO[bytes]:
+    """The same file without a descriptor: of one with a descriptor PyTorch tries first whether it is a tar archive."""
+    return io.BufferedReader(_WithoutDescriptor(handle))
+
+
+class _WithoutDescriptor(io.RawIOBase):
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._handle.seek(offset, whence)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        return self._handle.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
 
 
 def _is_damage(error: Exception) -> bool:
     """Whether a file that was begun as PyTorch's cannot be read to its end."""
-    return isinstance(error, EOFError) or "PytorchStreamReader" in str(error)
+    return isinstance(error, (EOFError, zipfile.BadZipFile)) or "PytorchStreamReader" in str(error)
 
 
-def _unwrapped(content: Mapping[object, object]) -> tuple[Mapping[object, object], dict[object, object]]:
+def _unwrapped(content: Mapping[object, object], source: str) -> tuple[Mapping[object, object], dict[object, object]]:
     """The innermost dictionary of weights, and what lies beside it."""
     rest: dict[object, object] = {}
     # A dictionary can hold itself, so the depth is bounded.
     for _ in range(4):
         for key in WRAPPER_KEYS:
             inner = content.get(key)
-            if isinstance(inner, Mapping) and next(_tensors_in(inner), None) is not None:
+            if isinstance(inner, Mapping) and next(_tensors_in(inner, source), None) is not None:
                 rest |= {other: value for other, value in content.items() if other != key}
                 content = inner
                 break
@@ -116,40 +205,43 @@ def _unwrapped(content: Mapping[object, object]) -> tuple[Mapping[object, object
     return content, rest
 
 
-def _classes(content: Mapping[object, object]) -> tuple[str, ...]:
-    """The classes that a training script has saved beside the weights, where they are a name for each output."""
-    for key in _CLASSES_KEYS:
-        value = content.get(key)
-        if isinstance(value, Mapping):
-            # From the name to the number, or the other way round.
-            pairs = [(name, number) if isinstance(number, int) else (number, name) for name, number in value.items()]
-            by_number = {number: name for name, number in pairs if isinstance(number, int)}
-            value = [by_number.get(number) for number in range(len(value))]
-        if isinstance(value, (list, tuple)) and value and all(isinstance(name, str) and name for name in value):
-            names = tuple(map(str, value))
-            if len(set(names)) == len(names):
-                return names
-    return ()
+def _described(content: Mapping[object, object]) -> dict[str, str]:
+    """What a training script has saved of the classes: their names and where they stand, or how folders were sorted."""
+    saved = saved_class_names(content)
+    if saved:
+        return {"label_names": json.dumps(saved[0].names), LABEL_NAMES_KEY: saved[0].key}
+    return {FOLDER_ORDER_KEY: "timm"} if sorts_folders_as_timm(content) else {}
 
 
-def _tensors_in(content: Mapping[object, object]) -> Iterator[tuple[str, Tensor]]:
+def _tensors_in(content: Mapping[object, object], source: str) -> Iterator[tuple[str, Tensor]]:
     """All tensors in nested containers, each with the dotted path of its keys, every container once."""
-    seen: set[int] = set()
-    stack: list[tuple[str, object]] = [("", content)]
+    seen = {id(content)}
+    # A name is made when its turn comes: those of all items at once can be a thousand times as long as the file.
+    stack: list[tuple[str, Iterator[tuple[object, object]]]] = [("", iter(content.items()))]
     while stack:
-        name, value = stack.pop()
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
-            seen.add(id(value))
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            stack += reversed([(f"{name}.{key}" if name else str(key), inner) for key, inner in items])
+        path, items = stack[-1]
+        for key, value in items:
+            name = f"{path}.{key}" if path else str(key)
+            if isinstance(value, Tensor):
+                yield name, value
+            elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+                if len(stack) == _MAX_NESTING:
+                    raise CheckpointError(
+                        f"The content of {source} is nested more than {_MAX_NESTING} deep", _SAVE_HINT
+                    )
+                seen.add(id(value))
+                stack.append((name, iter(value.items() if isinstance(value, Mapping) else enumerate(value))))
+                break
+        else:
+            stack.pop()
 
 
 def _check_storable(name: str, tensor: Tensor, file_size: int, source: str) -> None:
     """Refuse what a safetensors file cannot hold, and views that claim more data than the file has."""
+    hint = _SAVE_HINT
     if tensor.is_quantized:
-        fault = f"is quantised ({tensor.dtype})"
+        fault = f"is quantised ({tensor.dtype}), whose steps are too coarse for a projection"
+        hint = QUANTISED_HINT
     elif tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
         fault = f"is not a plain dense tensor ({tensor.layout}, on {tensor.device})"
     elif tensor.dtype not in DTYPE_NAMES:
@@ -160,4 +252,4 @@ def _check_storable(name: str, tensor: Tensor, file_size: int, source: str) -> N
         fault = "has a name that is not valid Unicode"
     else:
         return
-    raise CheckpointError(f"{source}: tensor {shown(name)} {fault}", _SAVE_HINT)
+    raise CheckpointError(f"{source}: tensor {shown(name)} {fault}", hint)

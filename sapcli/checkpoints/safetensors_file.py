@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import reprlib
 import weakref
 from dataclasses import dataclass
@@ -46,10 +47,19 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
-# The limit of the format's own library, which keeps a damaged length from filling the memory.
-MAX_HEADER = 100_000_000
+MAX_HEADER = 16 << 20
+"""Bytes of JSON that are read at once: 100,000 tensors with names of 80 characters; networks have less than 5,000.
+
+Python's objects of such a text take up to 25 times its size, so their number is bounded as well.
+"""
+_MAX_VALUES = 2_000_000
 _CHUNK = 1 << 24
 _METADATA = "__metadata__"
+QUANTISED_HINT = "Repair the checkpoint from before the quantisation (F64, F32, F16 or BF16), then quantise the result."
+"""What to do about weights of too few bits."""
+
+# How the format calls its types: those that are not above came after this version, and are no damage.
+_DTYPE = re.compile(r"(BF|F|I|U|C|Q)\d{1,3}(_[A-Z0-9]{1,16})*")
 _COPY_HINT = "Copy or download the file again, or save it again where it was made."
 
 Span = tuple[int, int]
@@ -110,6 +120,11 @@ class SafetensorsFile:
             self.entries[name], self.spans[name] = self._checked_entry(name, description)
         self._check_spans()
 
+    @property
+    def header_size(self) -> int:
+        """The bytes of the header."""
+        return self._data_start
+
     def chunks(self, name: str) -> Iterator[Buffer]:
         """The bytes of one tensor, in pieces of bounded size.
 
@@ -167,8 +182,13 @@ class SafetensorsFile:
             self._fail(f"has only {size} bytes, too few for a safetensors file", _COPY_HINT)
         length = int.from_bytes(start, "little")
         if length > MAX_HEADER:
+            if length <= size - 8 and self._handle.read(1) == b"{":
+                self._fail(
+                    f"has a header of {length} bytes, of which at most {MAX_HEADER} are read",
+                    "Save the network's weights alone, without what lies beside them.",
+                )
             self._fail(
-                f"is not a safetensors file: its header would have {length} bytes (at most {MAX_HEADER})",
+                "is not a safetensors file, nor one of PyTorch's: it begins with no header's length and no pickle",
                 "Name a .safetensors, .pt or .pth file.",
             )
         if length > size - 8:
@@ -189,6 +209,12 @@ class SafetensorsFile:
                 pass
             case _:
                 self._fail_at(name, f"is described by {shown(description)}, not by dtype, shape and data_offsets")
+        if dtype not in DTYPES and _DTYPE.fullmatch(dtype):
+            self._fail(
+                f"cannot be read by this version: tensor {shown(name)} has the dtype {shown(dtype)}, "
+                f"which is none of {', '.join(DTYPES)}",
+                QUANTISED_HINT,
+            )
         if dtype not in DTYPES:
             self._fail_at(name, f"has the dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}")
         if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop)):
@@ -262,6 +288,7 @@ def write_tensors(
         data: Gives the bytes of the tensor of a name, in pieces.
 
     Raises:
+        CheckpointError: The header would be larger than can be read.
         OSError: Writing failed.
     """
     header: dict[str, object] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
@@ -273,6 +300,12 @@ def write_tensors(
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        # No file is made that could not be read again.
+        raise CheckpointError(
+            f"the header of the new file would have {len(text)} bytes (at most {MAX_HEADER})",
+            "Leave out some of its metadata.",
+        )
     handle.write(len(text).to_bytes(8, "little") + text)
     for name in sorted(spans, key=spans.__getitem__):
         for piece in data(name):
@@ -312,11 +345,20 @@ def parse_json_object(text: bytes, source: str) -> dict[str, object]:
         The object, with texts that are valid Unicode.
 
     Raises:
-        CheckpointError: The text is not UTF-8, not JSON, not an object, has a doubled key or is nested too deeply.
+        CheckpointError: The text is not UTF-8, not JSON, not an object, has a doubled key, is nested too deeply, or is
+            larger than what a checkpoint can need.
     """
+    if len(text) > MAX_HEADER:
+        raise CheckpointError(f"Cannot read {source}: it is larger than {MAX_HEADER} bytes", _COPY_HINT)
+    # Each value of the text has one of these before it, as do some characters in names.
+    values = text.count(b",") + text.count(b"[") + text.count(b"{")
+    if values > _MAX_VALUES:
+        raise CheckpointError(f"Cannot read {source}: it has more than {_MAX_VALUES} values", _COPY_HINT)
     try:
         value = json.loads(text.decode(), object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()
+        # Half a pair of surrogates can stand in an escape alone.
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise CheckpointError(f"Cannot read {source}: not valid JSON ({reason})", _COPY_HINT) from error

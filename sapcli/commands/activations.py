@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sapcli.activations.bases import Bases, write_bases
+from sapcli.activations.bases import Bases
+from sapcli.activations.bases_file import write_bases
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, name_unreadable
+from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, note_unchecked_order, tell_of_images
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin
 from sapcli.machine.results import results
@@ -24,8 +25,9 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     introduce(session, session.training)
     samples = TrustedSource(selection, trusted).samples(session)
     bases = session.bases(samples)
+    note_unchecked_order(session)
     _note_coverage(terminal, bases, inputs.run.verbose)
-    name_unreadable(terminal, samples.images)
+    tell_of_images(terminal, samples.images)
     if destination is None:
         write_bases(bases, results())
     else:

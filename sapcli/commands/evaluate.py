@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sapcli.activations.scoring import Outcomes
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, introduce, name_unreadable
+from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.outputs import check_appendable, destination_file, one_stdin, open_output
 from sapcli.datasets.contents import find_contents, from_text
@@ -39,9 +39,12 @@ def evaluate(
     evaluation = _evaluate(session, terminal)
     reference = None
     if baseline is not None:
-        other = inputs.for_checkpoint(baseline).session(terminal)
+        # A class map that is suggested is that of the checkpoint itself.
+        images = replace(inputs.images, suggest_class_map=None)
+        other = replace(inputs.for_checkpoint(baseline), images=images).session(terminal)
         other.like = session.architecture
-        reference = _evaluate(other, terminal)
+        same = other.architecture.preprocessing == session.architecture.preprocessing
+        reference = _evaluate(other, terminal, images_told=same)
         if str(other.architecture.preprocessing) != str(session.architecture.preprocessing):
             terminal.warn(
                 "the two checkpoints see differently prepared images: what they differ in is not the repair alone"
@@ -72,7 +75,7 @@ class _Evaluation:
     unreadable: list[str]
 
 
-def _evaluate(session: Session, terminal: console.Terminal) -> _Evaluation:
+def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool = False) -> _Evaluation:
     dataset = session.evaluation()
     introduce(session, dataset)
     images = session.images(dataset)
@@ -84,7 +87,9 @@ def _evaluate(session: Session, terminal: console.Terminal) -> _Evaluation:
             f" {session.checkpoint.source} was repaired with: they flatter it"
         )
     outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
-    name_unreadable(terminal, images)
+    if not images_told:
+        tell_of_images(terminal, images)
+    session.check_class_order(dataset, outcomes, stop=False)
     for point in guessing(outcomes.accuracy, len(dataset.classes)):
         terminal.warn(f"{session.checkpoint.source}: {point}")
     return _Evaluation(

@@ -12,7 +12,7 @@ from sapcli.repairs.evidence.inspection import Inspection, inspect_checkpoint, i
 from sapcli.repairs.pipeline import batchnorm_indices
 from sapcli.repairs.session import Session
 from sapcli.reports.inspection_report import render_inspection
-from sapcli.settings import Importance, PlanFormat, ProjectionSettings
+from sapcli.settings import PlanFormat, ProjectionSettings
 
 
 def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: PlanFormat | None) -> None:
@@ -52,7 +52,7 @@ def _workload(
     evidence = Evidence.FIXED if settings.alpha is not None else Evidence.KNEE
     if settings.alpha is None and validation:
         evidence = Evidence.VALIDATION
-    looks, trials = usual_trials(evidence, settings.importance is Importance.GPM, validation)
+    looks, trials = usual_trials(evidence, settings.importance.takes_fraction, validation)
     return Workload(
         scored=len(session.training.paths) if selects else 0,
         trusted=trusted,

@@ -11,7 +11,14 @@ from pathlib import Path
 from sapcli.activations.bases import Bases
 from sapcli.checkpoints import saving
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, TrustedSource, given_bases, introduce, name_unreadable
+from sapcli.commands.line.inputs import (
+    Inputs,
+    TrustedSource,
+    given_bases,
+    introduce,
+    note_unchecked_order,
+    tell_of_images,
+)
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.outputs import STDIO, check_appendable, destination_checkpoint, one_stdin, report_forms
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
@@ -122,8 +129,9 @@ def _project(
     if request.projection.forget is not None:
         forget = session.bases(session.trusted_samples(trust.given(session, request.projection.forget)))
     repair, correction = run_repair(session, settings, bases, samples, forget)
+    note_unchecked_order(session)
     for images in filter(None, (session.training_images, session.validation_images)):
-        name_unreadable(terminal, images)
+        tell_of_images(terminal, images)
     rows = repair_rows(repair)
     _print_closing(terminal, repair, rows, inputs.run.verbose)
     append_summary(record.summary, repair_summary(checkpoint.source, rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, introduce, name_unreadable
+from sapcli.commands.line.inputs import Inputs, introduce, note_unchecked_order, tell_of_images
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.outputs import destination_file, open_output
 
@@ -16,7 +16,8 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
     session.check_data()
     introduce(session, session.training)
     trusted = session.select(selection.to_settings())
-    name_unreadable(terminal, session.training_images)
+    note_unchecked_order(session)
+    tell_of_images(terminal, session.training_images)
     with open_output(destination) as handle:
         handle.write(trusted.to_json_lines().encode("utf-8", "surrogateescape"))
     if destination is not None:

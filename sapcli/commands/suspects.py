@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapcli.commands.line.inputs import Inputs, introduce, name_unreadable
+from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.outputs import check_writable, destination_file, open_output
 from sapcli.commands.line.suspects_options import SuspectsOptions
@@ -43,7 +43,7 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
             " few of them; run `sap project` first"
         )
     outcomes = session.training_outcomes()
-    name_unreadable(terminal, session.training_images)
+    tell_of_images(terminal, session.training_images)
     for point in guessing(outcomes.accuracy, len(dataset.classes)):
         terminal.warn(f"{session.checkpoint.source}: {point}")
     found = rank_suspects(dataset, outcomes, options.count, options.min_score)

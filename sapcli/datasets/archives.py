@@ -1,19 +1,53 @@
-"""Data folders that come as a tar archive."""
+"""Data folders that come as a tar archive, unpacked within bounds that no hostile archive can move.
+
+Beside the files themselves nothing is read that is larger than a header can need, and what is unpacked is bounded by
+the archive's own size. It lies among the temporary files, in a folder that its process keeps locked: what a killed
+process has left is not, and the next one removes it.
+"""
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import functools
+import gzip
+import io
+import lzma
+import os
 import secrets
+import shutil
 import tarfile
 import tempfile
+import time
 import zlib
-from lzma import LZMAError
 from pathlib import Path
+from typing import IO, cast
 
+from sapcli.datasets.image_files import open_regular
 from sapcli.errors import DatasetError
 from sapcli.machine.files import remove_at_end
 
+try:
+    import fcntl
+except ImportError:  # Windows, where folders of killed processes stay
+    fcntl = None  # type: ignore[assignment]
+
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_PREFIX = "sap-data-"
+_LOCK = "lock"
+# A folder that was made so short a time ago may not have its lock yet.
+_SECONDS_TO_LOCK, _SECONDS_WITHOUT_LOCK = 60.0, 86400.0
+_READ_AT_ONCE = 1 << 16
+# Bytes between two files: long names and extended headers.
+_HEADER_BYTES = 1 << 20
+_LONGEST_NAME, _DEEPEST_NAME = 2048, 64
+# Images hardly compress; pictures of one colour do, a hundredfold.
+_UNPACKED_BYTES, _TIMES_THE_ARCHIVE = 1 << 30, 100
+_MEMBERS, _BYTES_PER_MEMBER = 100_000, 100
+_SHARE_OF_THE_DISK = 0.9
+# `xz -9` needs 65 MiB to unpack.
+_XZ_MEMORY = 128 << 20
+_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
 
 
 def is_archive(path: Path) -> bool:
@@ -29,17 +63,19 @@ def unpacked_archive(path: Path) -> Path:
         single folder, that folder.
 
     Raises:
-        DatasetError: If it is no tar archive, is damaged, holds links or a path that leads outside, or does not fit.
+        DatasetError: If it is no tar archive, is damaged, holds links or a path that leads outside, is larger inside
+            than archives of images are, or does not fit.
     """
     try:
         status = path.stat()
-        folder = _unpacked(path.resolve(), status.st_size, status.st_mtime_ns)
+        facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        folder = _unpacked(path.resolve(), facts)
         entries = list(folder.iterdir())
-    except tarfile.FilterError as error:
+    except (_Refused, tarfile.FilterError) as error:
         raise DatasetError(
             f"{path}: refused to unpack the archive: {error}", "Unpack it yourself and give the folder instead."
         ) from error
-    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, LZMAError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, RecursionError, *_DAMAGED) as error:
         raise DatasetError(
             f"{path}: cannot unpack the archive: {error}",
             "Check that it is a complete tar archive and fits the disk.",
@@ -47,21 +83,165 @@ def unpacked_archive(path: Path) -> Path:
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
 
 
-class _LinkError(tarfile.FilterError):
-    """A link inside an archive, which could lead outside the folder."""
+def remove_abandoned() -> None:
+    """Remove the folders of processes that were killed before they could."""
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    _remove_if_abandoned(Path(entry.path))
+
+
+class _Refused(tarfile.TarError):
+    """Something inside of an archive that is beyond the bounds, or could lead outside the folder."""
+
+
+_DAMAGED = (zlib.error, lzma.LZMAError, MemoryError)
 
 
 @functools.cache
-def _unpacked(path: Path, _size: int, _modified_ns: int) -> Path:
-    folder = Path(tempfile.gettempdir(), f"sap-data-{secrets.token_hex(8)}")
-    remove_at_end(folder)
-    folder.mkdir(mode=0o700)
-    with tarfile.open(path) as archive:
-        archive.extractall(folder, filter=_member_without_links)
+def _unpacked(path: Path, _facts: tuple[int, ...]) -> Path:
+    remove_abandoned()
+    with os.fdopen(open_regular(path), "rb") as file:
+        folder = _locked_folder()
+        size = os.fstat(file.fileno()).st_size
+        free = int(shutil.disk_usage(folder).free * _SHARE_OF_THE_DISK)
+        stream = _Bounded(_decompressed(file), min(max(_UNPACKED_BYTES, _TIMES_THE_ARCHIVE * size), free))
+        try:
+            _unpack(stream, folder, _MEMBERS + size // _BYTES_PER_MEMBER)
+        except BaseException:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            raise
     return folder
 
 
-def _member_without_links(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+def _unpack(stream: _Bounded, folder: Path, members: int) -> None:
+    """Unpack the files of a tar stream one after the other."""
+    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=_READ_AT_ONCE) as archive:
+        count = 0
+        while (member := archive.next()) is not None:
+            count += 1
+            if count > members:
+                raise _Refused(f"it has more than {members:,} members")
+            _check_member(member)
+            stream.header_bytes = None
+            # Times, owners and permissions are of no use here, and can have any value.
+            archive.extract(member, folder, set_attrs=False, filter="data")
+            stream.header_bytes = _HEADER_BYTES
+            # What it would remember of all that went before, though a stream cannot go back.
+            archive.members = []  # type: ignore[attr-defined]
+            archive.pax_headers = {}
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
+    # A name may be as long as a header.
+    name = member.name if len(member.name) <= 100 else f"{member.name[:100]}..."
     if member.issym() or member.islnk():
-        raise _LinkError(f"{member.name!r} is a link")
-    return tarfile.data_filter(member, folder)
+        raise _Refused(f"{name!r} is a link")
+    if member.issparse():
+        raise _Refused(f"{name!r} is a sparse file")
+    if not member.isfile() and not member.isdir():
+        raise _Refused(f"{name!r} is no file")
+    if len(os.fsencode(member.name)) > _LONGEST_NAME or member.name.count("/") > _DEEPEST_NAME:
+        raise _Refused(f"the name {name!r} is too long or lies too deep")
+
+
+class _Bounded:
+    """A stream to read from up to a number of bytes, and at times up to a smaller one.
+
+    Attributes:
+        header_bytes: How many bytes may be read now; `None` while a file is unpacked.
+    """
+
+    def __init__(self, stream: IO[bytes] | _Unxz, most: int) -> None:
+        self._stream = stream
+        self._left = self._most = most
+        self.header_bytes: int | None = _HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; fewer at the end."""
+        content = self._stream.read(min(size, _READ_AT_ONCE))
+        self._left -= len(content)
+        if self._left < 0:
+            raise _Refused(f"more than {self._most / 1e6:,.0f} MB are in it")
+        if self.header_bytes is not None:
+            self.header_bytes -= len(content)
+            if self.header_bytes < 0:
+                raise _Refused(f"a header of more than {_HEADER_BYTES:,} bytes")
+        return content
+
+
+def _decompressed(file: IO[bytes]) -> IO[bytes] | _Unxz:
+    """What is in a file that may be compressed in one of the usual ways."""
+    start = file.read(len(_XZ))
+    file.seek(0)
+    if start.startswith(_GZIP):
+        return io.BufferedReader(gzip.GzipFile(fileobj=file))
+    if start.startswith(_BZIP2):
+        return io.BufferedReader(bz2.BZ2File(file))
+    return _Unxz(file) if start == _XZ else file
+
+
+class _Unxz:
+    """What is in an xz file; unlike the standard library's reader, it takes no more memory than it may."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._decompressor = self._new()
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; fewer at the end."""
+        while True:
+            if self._decompressor.eof:
+                # Streams may follow each other, with zeros between them.
+                rest = self._decompressor.unused_data.lstrip(b"\0") or self._file.read(_READ_AT_ONCE).lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._decompressor = self._new()
+                content = self._decompressor.decompress(rest, size)
+            elif self._decompressor.needs_input:
+                compressed = self._file.read(_READ_AT_ONCE)
+                if not compressed:
+                    raise EOFError("it ends in the middle of its compressed data")
+                content = self._decompressor.decompress(compressed, size)
+            else:
+                content = self._decompressor.decompress(b"", size)
+            if content:
+                return content
+
+
+def _locked_folder() -> Path:
+    """A new folder for this process, beside whose name a lock tells others that the process lives."""
+    place = Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(8)}")
+    remove_at_end(place)
+    place.mkdir(mode=0o700)
+    if fcntl is not None:
+        # It stays open, and so locked, until the process ends in whatever way.
+        fcntl.flock(os.open(place / _LOCK, os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    folder = place / "data"
+    folder.mkdir()
+    return folder
+
+
+def _remove_if_abandoned(place: Path) -> None:
+    """Remove a folder of this user that no process has locked."""
+    status = place.stat()
+    age = time.time() - status.st_mtime
+    if fcntl is None or status.st_uid != os.getuid() or age < _SECONDS_TO_LOCK:
+        return
+    try:
+        lock = os.open(place / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        # Killed before it had one, or of a version that made none and may be alive.
+        if age < _SECONDS_WITHOUT_LOCK:
+            return
+    else:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where the process lives
+        finally:
+            os.close(lock)
+    shutil.rmtree(place, ignore_errors=True)

@@ -9,14 +9,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from sapcli.datasets.folders import holds_images
-from sapcli.datasets.label_files import LabelFile, read_class_map
+from sapcli.datasets.labels.label_files import LabelFile, read_class_map
+from sapcli.datasets.labels.label_numbers import numbered_classes, whole_number
 from sapcli.errors import DatasetError
 
 _SYNSET = re.compile(r"n\d{8}")
 _NAMES_SHOWN = 8
+
+_Name = TypeVar("_Name", str, int | None)
 
 
 class ClassNames:
@@ -30,7 +33,10 @@ class ClassNames:
         self.names = tuple(names)
         self._exact = _positions(names) | dict(aliases or {})
         self._by_spelling = _positions([_spelling(name) for name in names])
-        self._numbered = any(_is_number(name) for name in names)
+        # Names that are numbers are compared by their value: "07", "7" and "7.0" are one.
+        self._by_number = _positions([whole_number(name) for name in names])
+        self._by_number |= {whole_number(name): position for name, position in (aliases or {}).items()}
+        self._numbered = any(whole_number(name) is not None for name in (*names, *(aliases or {})))
 
     def position(self, name: str) -> int | None:
         """The one output that a name means, or None.
@@ -41,10 +47,16 @@ class ClassNames:
 
     def label_position(self, label: str) -> int | None:
         """The one output that a label of a file means, or None; a number means the output where no name is a number."""
-        position = self.position(label)
-        if position is None and not self._numbered and _is_number(label) and int(label) < len(self.names):
-            return int(label)
-        return position
+        number = whole_number(label)
+        if label in self._exact or number is None:
+            return self.position(label)
+        if self._numbered:
+            return self._by_number.get(number)
+        return number if 0 <= number < len(self.names) else None
+
+    def label_number(self, label: str) -> int | None:
+        """The number that a label says of an output, also beyond the last; None where it says the name of a class."""
+        return None if self._numbered or label in self._exact else whole_number(label)
 
     def unknown(self, names: Sequence[str], where: str) -> DatasetError:
         """The error about names that mean no class of the model.
@@ -78,8 +90,9 @@ class FoundClasses:
 
     @property
     def labels(self) -> frozenset[str]:
-        """The labels of the label file."""
-        return frozenset(row.label for row in self.label_file.rows) if self.label_file else frozenset()
+        """The labels of the label file, without that of images that have none."""
+        rows = self.label_file.rows if self.label_file else ()
+        return frozenset(row.label for row in rows if not row.is_unlabelled or row.label in self.folders)
 
 
 def resolve_class_names(
@@ -131,7 +144,7 @@ def _names_of_map(num_classes: int, mapping: Mapping[str, str | int], class_map:
     if folders:
         # Numbers that the map leaves out are classes that the data lacks.
         return tuple(folders.get(position, str(position)) for position in range(num_classes))
-    names = tuple(sorted({str(value) for value in mapping.values()}))
+    names = tuple(sorted({str(value) for value in mapping.values()}, key=_numbers_as_numbers))
     if len(names) != num_classes:
         raise DatasetError(
             f"{class_map}: the map has {len(names)} classes, and the model has {num_classes}",
@@ -140,33 +153,42 @@ def _names_of_map(num_classes: int, mapping: Mapping[str, str | int], class_map:
     return names
 
 
+def _numbers_as_numbers(name: str) -> tuple[bool, float, str]:
+    """A key to sort names by: whole numbers by their value, before and apart from all other names."""
+    number = whole_number(name)
+    return number is None, 0 if number is None else number, name
+
+
 def _names_on_disk(num_classes: int, found: FoundClasses) -> tuple[str, ...]:
     labels = found.labels
     filled = found.folders
     if len(found.folders) != num_classes:
         filled = tuple(name for name in found.folders if holds_images(found.root / name))
     if len(filled) == num_classes:
-        on_disk = ClassNames(filled)
+        on_disk, known = ClassNames(filled), frozenset(filled)
         if all(
-            label in filled or (_is_number(label) and on_disk.label_position(label) is not None) for label in labels
+            label in known or (whole_number(label) is not None and on_disk.label_position(label) is not None)
+            for label in labels
         ):
             return filled
     if found.label_file is None:
-        empty = [name for name in found.folders if name not in filled]
+        with_images = frozenset(filled)
+        empty = [name for name in found.folders if name not in with_images]
         raise DatasetError(
             f"{found.root}: {len(found.folders)} class folders ({shown(found.folders)}), "
             f"and the model has {num_classes} classes{f'; without images: {shown(empty)}' if empty else ''}",
             "Give the folder that the model was trained on, or label_names in config.json to match classes by name.",
         )
-    if all(_is_number(label) and int(label) < num_classes for label in labels):
-        return tuple(str(position) for position in range(num_classes))
+    numbered = numbered_classes(found.label_file.file, labels, num_classes)
+    if numbered is not None:
+        return numbered
     if len(labels) != num_classes:
         raise DatasetError(
             f"{found.label_file.file}: {len(labels)} different labels ({shown(sorted(labels))}), "
             f"and the model has {num_classes} classes",
             "Look for misspelt labels, or say with --class-map which label is which class of the model.",
         )
-    return tuple(sorted(labels))
+    return tuple(sorted(labels, key=_numbers_as_numbers))
 
 
 def _imagenet_ids(num_classes: int, folders: Collection[str]) -> tuple[str, ...] | None:
@@ -178,7 +200,8 @@ def _imagenet_ids(num_classes: int, folders: Collection[str]) -> tuple[str, ...]
 
 def _imagenet_aliases(names: Sequence[str], used: Collection[str]) -> dict[str, int]:
     """The outputs that ImageNet ids mean where the model's names are ImageNet's descriptions."""
-    ids = [name for name in used if _SYNSET.fullmatch(name) and name not in names]
+    known = frozenset(names)
+    ids = [name for name in used if _SYNSET.fullmatch(name) and name not in known]
     if not ids:
         return {}
     ordered = _imagenet_descriptions(len(names))
@@ -211,7 +234,7 @@ def _synonyms(description: str) -> set[str]:
     return {_spelling(description), *(_spelling(part) for part in description.split(","))}
 
 
-def _positions(names: Sequence[str]) -> dict[str, int]:
+def _positions(names: Sequence[_Name]) -> dict[_Name, int]:
     """The positions of the names that occur once."""
     counts = Counter(names)
     return {name: position for position, name in enumerate(names) if counts[name] == 1}
@@ -219,7 +242,3 @@ def _positions(names: Sequence[str]) -> dict[str, int]:
 
 def _spelling(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and len(name) < 10

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import os
 from collections.abc import Collection, Sequence
-from functools import lru_cache
-from pathlib import Path
 
 from sapcli.datasets.dataset import Dataset
+from sapcli.datasets.file_digests import file_digest
 
 Content = bytes
 
@@ -36,7 +34,7 @@ def find_contents(dataset: Dataset, contents: Collection[Content]) -> dict[int, 
     for index, name in enumerate(dataset.paths) if wanted else ():
         path = f"{dataset.root}/{name}"
         status = _status(path)
-        if status and _size(status) in sizes and (content := _content(path)) in wanted:
+        if status and _size(status.st_size) in sizes and (content := _content(path)) in wanted:
             assert content is not None
             found[index] = content
     return found
@@ -65,24 +63,12 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
-def _size(status: os.stat_result) -> bytes:
+def _size(size: int) -> bytes:
     """The part of a file's content that its size is."""
-    return (status.st_size % (1 << 8 * _SIZE_BYTES)).to_bytes(_SIZE_BYTES, "big")
+    return (size % (1 << 8 * _SIZE_BYTES)).to_bytes(_SIZE_BYTES, "big")
 
 
 def _content(path: str) -> Content | None:
     """The content of a file; `None` for what cannot be read."""
-    status = _status(path)
-    if status is None or (digest := _digest(path, status.st_size, status.st_mtime_ns)) is None:
-        return None
-    return _size(status) + digest[: _CONTENT_BYTES - _SIZE_BYTES]
-
-
-@lru_cache(maxsize=1 << 17)
-def _digest(path: str, _size: int, _modified_ns: int) -> bytes | None:
-    """SHA-256 of a file's bytes, read once for as long as it stays the same."""
-    try:
-        with Path(path).open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").digest()
-    except OSError:
-        return None
+    found = file_digest(path)
+    return None if found is None else _size(found[0]) + found[1][: _CONTENT_BYTES - _SIZE_BYTES]

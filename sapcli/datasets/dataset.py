@@ -7,33 +7,39 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 
 from sapcli.datasets.archives import is_archive, unpacked_archive
 from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
-from sapcli.datasets.folders import (
-    ImageFile,
-    Split,
-    open_split,
-    split_folders,
-    subfolders,
+from sapcli.datasets.file_digests import FileDigests
+from sapcli.datasets.folders import ImageFile, Split, open_split, subfolders, told_of
+from sapcli.datasets.label_paths import locate_rows
+from sapcli.datasets.labels.label_files import (
+    LABEL_SUFFIXES,
+    LabelFile,
+    LabelRow,
+    label_files_in,
+    read_labels,
+    read_path_list,
 )
-from sapcli.datasets.label_files import LabelFile, LabelRow, read_labels, read_path_list
-from sapcli.errors import DatasetError, UsageError
+from sapcli.datasets.labels.label_numbers import UNLABELLED, perhaps_one_based, refuse_one_based, whole_number
+from sapcli.datasets.split_names import SplitRole, file_role
+from sapcli.datasets.splits import ExpectedClasses, Splits, find_splits
+from sapcli.errors import DatasetError
 
-_LABEL_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _LIST_SUFFIXES = (".txt", ".lst", ".list")
-_VALIDATION_SPLITS = ("val", "valid", "validation")
 
 
 class Role(Enum):
     """What a stage wants the images for, and so which split it takes, the first that exists."""
 
-    LEARN = ("train",)
-    CHOOSE = _VALIDATION_SPLITS
-    JUDGE = ("test", *_VALIDATION_SPLITS)
+    LEARN = (SplitRole.TRAIN,)
+    CHOOSE = (SplitRole.VALIDATION,)
+    JUDGE = (SplitRole.TEST, SplitRole.VALIDATION)
+    CONFIRM = (SplitRole.TEST,)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ class Dataset:
         classes: The names of the classes, in the order of the model's outputs.
         paths: POSIX paths relative to `root`, sorted.
         labels: The class of each image, as a position in `classes`.
-        fingerprint: SHA-256 over path, size, time of change and label of every image, and over the classes.
+        remarks: What was guessed, passed over or left out, a line each, for people.
+        digests: What tells the contents of the files.
+        unpacked: Whether the files are only there for this process.
     """
 
     root: Path
@@ -54,7 +62,21 @@ class Dataset:
     classes: tuple[str, ...]
     paths: tuple[str, ...]
     labels: tuple[int, ...]
-    fingerprint: str
+    remarks: tuple[str, ...] = ()
+    digests: FileDigests = field(default_factory=FileDigests, repr=False, compare=False)
+    unpacked: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over path, content and label of every image, and over the classes.
+
+        Asking for it reads the files that were not read before, so it is asked for once all else has been checked.
+        """
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        contents = self.digests.of(self.root, self.paths, keep=not self.unpacked)
+        for path, content, label in zip(self.paths, contents, self.labels, strict=True):
+            digest.update(f"\0{path}\0{content.hex()}\0{label}".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
 
 def open_dataset(
@@ -66,7 +88,9 @@ def open_dataset(
     label_names: Sequence[str] | None = None,
     labels: Path | None = None,
     class_map: Path | None = None,
+    labels_split: str | None = None,
     dedicated: bool = False,
+    digests: FileDigests | None = None,
 ) -> Dataset | None:
     """Find the images for a role, and the class of each. No image is read.
 
@@ -80,17 +104,21 @@ def open_dataset(
             the images that are used.
         role: What the images are for. A split is chosen by it, the folder itself where it has no splits.
         num_classes: The number of the model's outputs.
-        split: The folder below `root` to use, instead of the role's choice.
+        split: The folder below `root` to use, instead of the role's choice, in any spelling; "." for `root` itself.
         label_names: The names of the model's outputs in their order. For a data folder apart from the training data,
             hand over the training data's classes.
         labels: A label file (CSV or JSON Lines with `path` and `label`). Its paths are relative to the data folder, the
             split, or the file itself; lines about images of other splits are passed over.
         class_map: A file that says which class folder is which class.
+        labels_split: The split that a label file's path means where it stands for images in several, and `split` does
+            not say so.
         dedicated: Whether `root` was named for this role alone, and so serves as a whole where it has no splits; only
             `Role.CHOOSE` differs.
+        digests: What will tell the contents of the files; by default, nothing is kept for another run.
 
     Returns:
-        The dataset; None for `Role.CHOOSE` where there is no validation split.
+        The dataset; None for `Role.CHOOSE` where there is no validation split, and for `Role.CONFIRM` where there is no
+        test split, or none of whose images `root` names where it is a file.
 
     Raises:
         DatasetError: If a folder or file cannot be used, an image's class is none of the model's, or the number of
@@ -98,24 +126,45 @@ def open_dataset(
         UsageError: If `split` names no folder.
     """
     source = _source(root, labels)
-    splits = split_folders(source.root, without_classes=source.labels is not None)
-    name = _chosen_split(source.root, splits, role, split, dedicated=dedicated)
+    expected = ExpectedClasses.of(num_classes, label_names, class_map)
+    splits = find_splits(source.root, expected, labelled=source.labels is not None)
+    meant = _split_that_is_meant(splits, source, labels_split if split is None else split)
+    optional = role is Role.CONFIRM or (role is Role.CHOOSE and not dedicated)
+    name: str | None
+    if split is not None:
+        name = splits.named(split)
+    elif source.listed is not None and meant is not None and not optional:
+        name = meant
+    else:
+        name = splits.chosen(role.value, optional=optional)
     if name is None:
         return None
     opened = open_split(source.root, name)
     _check_images(opened, source.labels)
-    training = source.root / splits.get("train", name)
+    training = source.root / (splits.only(SplitRole.TRAIN) or name) if name else opened.folder
     training_folders = opened.class_folders if training == opened.folder else subfolders(training)
     found = FoundClasses(training, training_folders, source.labels)
     names = resolve_class_names(num_classes, found, label_names, class_map)
-    samples = _samples(source, opened, frozenset(splits.values()) - {name}, names)
+    others = frozenset(splits.folders) - {name} if name else frozenset()
+    samples = _Samples(source, opened, others, meant, names)
+    if optional and not samples.listed:
+        return None
+    labelled = samples.labelled()
+    remarks = (
+        *(splits.remarks if split is None else ()),
+        *(() if name == "" else splits.left_out),
+        *samples.remarks(),
+        *(_unused_labels(opened) if source.labels is None else ()),
+    )
     return Dataset(
         root=source.root,
         split=name or None,
         classes=names.names,
-        paths=tuple(file.path for file, _label in samples),
-        labels=tuple(label for _file, label in samples),
-        fingerprint=_fingerprint(samples, names.names),
+        paths=tuple(file.path for file, _label in labelled),
+        labels=tuple(label for _file, label in labelled),
+        remarks=remarks,
+        digests=digests or FileDigests(),
+        unpacked=source.unpacked,
     )
 
 
@@ -126,6 +175,7 @@ class _Source:
     root: Path
     labels: LabelFile | None = None
     listed: LabelFile | None = None
+    unpacked: bool = False
 
 
 def _source(data: Path, labels: Path | None) -> _Source:
@@ -140,51 +190,33 @@ def _source(data: Path, labels: Path | None) -> _Source:
     if is_folder:
         return _Source(data, label_file)
     if is_archive(data):
-        return _Source(unpacked_archive(data), label_file)
+        return _Source(unpacked_archive(data), label_file, unpacked=True)
     suffix = data.suffix.lower()
     if suffix in _LIST_SUFFIXES:
         return _Source(data.parent, label_file, read_path_list(data))
-    if suffix in _LABEL_SUFFIXES:
+    if suffix in LABEL_SUFFIXES:
         listed = read_labels(data)
         return _Source(data.parent, label_file or listed, listed)
     raise DatasetError(
         f"{data}: neither a folder nor a tar archive, a label file or a list of images",
-        f"Give a folder, or a file that ends in .tar, {', '.join((*_LABEL_SUFFIXES, *_LIST_SUFFIXES))}.",
+        f"Give a folder, or a file that ends in .tar, {', '.join((*LABEL_SUFFIXES, *_LIST_SUFFIXES))}.",
     )
 
 
-def _chosen_split(
-    root: Path, splits: Mapping[str, str], role: Role, split: str | None, *, dedicated: bool
-) -> str | None:
-    """The folder of the images below `root`: empty for `root` itself, None where there is nothing to choose on."""
-    if split is not None:
-        return _named_split(root, split)
-    for name in role.value:
-        if name in splits:
-            return splits[name]
-    if role is Role.CHOOSE and not dedicated:
-        return None
-    if splits:
-        raise DatasetError(
-            f"{root}: there is {shown(splits.values())}, but no folder {' or '.join(role.value)}",
-            "Say with --split which folder to use.",
-        )
-    return ""
-
-
-def _named_split(root: Path, split: str) -> str:
-    folders = subfolders(root)
-    alternatives = _VALIDATION_SPLITS if split.lower() in _VALIDATION_SPLITS else (split.lower(),)
-    for name in (split, *alternatives):
-        for folder in folders:
-            if name in (folder, folder.lower()):
-                return folder
-    raise UsageError(f"--split {split}: {root} has no such folder", f"The folders there: {shown(folders) or 'none'}.")
+def _split_that_is_meant(splits: Splits, source: _Source, named: str | None) -> str | None:
+    """The split that a label file is about where its paths do not tell: as the user says, else by the file's name."""
+    if named is not None:
+        return splits.named(named)
+    file = source.listed or source.labels
+    role = file_role(file.file.stem) if file is not None else None
+    return None if role is None else splits.only(role)
 
 
 def _check_images(opened: Split, label_file: LabelFile | None) -> None:
     if not opened.files:
         inside = f" in its {len(opened.class_folders)} folders" if opened.class_folders else ""
+        others = told_of(opened, opened.passed_over)
+        inside += f"; {others}" if others else ""
         raise DatasetError(
             f"{opened.folder}: there are no images{inside}",
             "Images are files that end in .jpg, .png, .webp, .tif, .bmp or another ending that Pillow knows.",
@@ -196,90 +228,92 @@ def _check_images(opened: Split, label_file: LabelFile | None) -> None:
         )
 
 
-def _samples(
-    source: _Source, opened: Split, other_splits: frozenset[str], names: ClassNames
-) -> list[tuple[ImageFile, int]]:
-    """The images that are used, each with its class."""
-    positions = {folder: names.position(folder) for folder in opened.class_folders}
-    given: dict[str, int] = {}
-    if source.labels is not None:
-        rows = _located(source.labels, opened, other_splits)
-        given = {path: _labelled(source.labels, row, names) for path, row in rows.items()}
-        # Beside a label file, folders of which none has the name of a class are no class folders ("images/").
-        if all(position is None for position in positions.values()):
-            positions = {}
-    files = opened.files
-    if source.listed is not None:
-        listed = _located(source.listed, opened, other_splits)
-        files = tuple(file for file in files if file.path in listed)
-
-    samples = []
-    unknown: dict[str, None] = {}
-    for file in files:
-        folder = opened.class_folder(file.path)
-        label = given[file.path] if file.path in given else positions.get(folder or "")
-        if label is not None:
-            samples.append((file, label))
-        elif folder is not None and folder in positions:
-            unknown[folder] = None
-    if unknown:
-        raise names.unknown(list(unknown), os.fspath(opened.folder))
-    if not samples:
-        raise DatasetError(
-            f"{opened.folder}: none of its {len(opened.files)} images has a label",
-            "Name images of this folder in the file, or put them into class folders.",
-        )
-    return samples
+def _unused_labels(opened: Split) -> list[str]:
+    """A word on label files that lie beside the class folders and have no say."""
+    places = dict.fromkeys((opened.root, opened.folder))
+    files = [file for place in places for file in label_files_in(place)]
+    return [f"{shown(map(str, files))}: not used, the class folders have the labels (--labels FILE)"] if files else []
 
 
-def _labelled(label_file: LabelFile, row: LabelRow, names: ClassNames) -> int:
-    label = names.label_position(row.label)
-    if label is None:
-        raise names.unknown([row.label], label_file.where(row))
-    return label
+class _Samples:
+    """The images of a split that are used, each with its class, and what is to be said of the others."""
 
+    def __init__(
+        self, source: _Source, opened: Split, others: frozenset[str], meant: str | None, names: ClassNames
+    ) -> None:
+        self._source = source
+        self._opened = opened
+        self._names = names
+        self._remarks: list[str] = []
+        self._positions = {folder: names.position(folder) for folder in opened.class_folders}
+        self._given: dict[str, int | None] = {}
+        if source.labels is not None:
+            located = locate_rows(source.labels, opened, others, meant)
+            self._remarks += located.remarks
+            # Beside a label file, folders of which none has the name of a class are no class folders ("images/").
+            if all(position is None for position in self._positions.values()):
+                self._positions = {}
+            self._given = self._labels(source.labels, located.rows)
+        self.listed: tuple[ImageFile, ...] = opened.files
+        if source.listed is not None:
+            located = locate_rows(source.listed, opened, others, meant)
+            self._remarks += [remark for remark in located.remarks if remark not in self._remarks]
+            self.listed = tuple(file for file in opened.files if file.path in located.rows)
 
-def _located(label_file: LabelFile, opened: Split, other_splits: frozenset[str]) -> dict[str, LabelRow]:
-    """The lines of a file by the image of the split that each names; lines about images of other splits left out."""
-    known = {file.path for file in opened.files}
-    root = os.path.realpath(opened.root)
-    bases = (root, os.path.join(root, opened.name), os.path.realpath(label_file.file.parent))  # noqa: PTH118
-    located: dict[str, LabelRow] = {}
-    for row in label_file.rows:
-        written = row.path.removeprefix(f"{opened.root.absolute()}/")
-        candidates = [path for base in bases if (path := _path_below(root, base, written))]
-        path = next((candidate for candidate in candidates if candidate in known), None)
-        if path in located:
+    def labelled(self) -> list[tuple[ImageFile, int]]:
+        """The images that are used.
+
+        Raises:
+            DatasetError: If a class folder is none of the model's classes, or no image has a label.
+        """
+        samples = []
+        unknown: dict[str, None] = {}
+        without = 0
+        for file in self.listed:
+            folder = self._opened.class_folder(file.path)
+            label = self._given[file.path] if file.path in self._given else self._positions.get(folder or "")
+            if label is not None:
+                samples.append((file, label))
+            elif file.path not in self._given and folder is not None and folder in self._positions:
+                unknown[folder] = None
+            else:
+                without += file.path not in self._given
+        if unknown:
+            raise self._names.unknown(list(unknown), os.fspath(self._opened.folder))
+        if not samples:
             raise DatasetError(
-                f"{label_file.where(row)}: {row.path!r} was named in line {located[path].line} already",
-                "Keep one line per image.",
+                f"{self._opened.folder}: none of its {len(self._opened.files)} images has a label",
+                "Name images of this folder in the file, put them into class folders, or give another --split.",
             )
-        if path is not None:
-            located[path] = row
-        elif not _is_in_splits(written, candidates, opened.root, other_splits):
-            raise DatasetError(
-                f"{label_file.where(row)}: there is no image {row.path!r} in the folder {str(opened.folder)!r}",
-                "Write paths relative to the data folder, its split or the file itself.",
+        if without:
+            self._remarks.append(f"{without:,} images of {self._opened.folder} have no label: left out")
+        return samples
+
+    def remarks(self) -> list[str]:
+        """What was passed over or left out."""
+        used = {self._opened.class_folder(file.path) or "" for file in self.listed}
+        used |= {folder for folder, position in self._positions.items() if position is not None}
+        passed_over = told_of(self._opened, used)
+        return self._remarks + ([passed_over] if passed_over else [])
+
+    def _labels(self, label_file: LabelFile, rows: Mapping[str, LabelRow]) -> dict[str, int | None]:
+        """The class of each image that a label file names; None for those that it says have none."""
+        counted = {self._names.label_number(row.label) for row in label_file.rows} - {None}
+        if not self._positions and self._names.names == tuple(map(str, range(len(self._names.names)))):
+            counted = {whole_number(row.label) for row in label_file.rows} - {None}
+        counted -= {UNLABELLED}
+        numbers = {number for number in counted if number is not None}
+        refuse_one_based(label_file.file, numbers, len(self._names.names))
+        if perhaps_one_based(numbers, len(self._names.names)):
+            self._remarks.append(
+                f"{label_file.file}: no label is 0, where the numbers of the outputs begin: are they counted from 1?"
             )
-    return located
-
-
-def _path_below(root: str, base: str, path: str) -> str | None:
-    """From a path relative to `base` to one relative to `root`; None where it leads out. No file is looked at."""
-    whole = os.path.normpath(os.path.join(base, path))  # noqa: PTH118 (pathlib does not resolve ".." without the disk)
-    return whole[len(root) + 1 :].replace(os.sep, "/") if whole.startswith(root + os.sep) else None
-
-
-def _is_in_splits(path: str, candidates: Sequence[str], root: Path, splits: frozenset[str]) -> bool:
-    below = [candidate for candidate in candidates if candidate.partition("/")[0] in splits]
-    below += [f"{split}/{path}" for split in splits]
-    # Path.is_file raises on what no file system takes for a name, and the path comes from a file.
-    return any(os.path.isfile(root / candidate) for candidate in below)  # noqa: PTH113
-
-
-def _fingerprint(samples: Sequence[tuple[ImageFile, int]], classes: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    for file, label in samples:
-        line = f"\0{file.path}\0{file.size}\0{file.modified_ns}\0{label}"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+        given: dict[str, int | None] = {}
+        for path, row in rows.items():
+            given[path] = self._names.label_position(row.label)
+            if given[path] is None and not row.is_unlabelled:
+                raise self._names.unknown([row.label], label_file.where(row))
+        if None in given.values():
+            count = sum(label is None for label in given.values())
+            self._remarks.append(f"{label_file.file}: {count:,} images have the label {UNLABELLED}, for none: left out")
+        return given

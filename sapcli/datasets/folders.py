@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
+from sapcli.datasets.image_files import image_suffixes
 from sapcli.errors import DatasetError
 
-# The readers of these formats call other programs (EPS: Ghostscript), exist on one platform only, or only name the
-# file's kind.
-_UNREAD_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-_COMMON_FORMATS = ("JPEG", "PNG")
 _SYSTEM_NAMES = frozenset(
     {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 )
-_SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
+# What lies beside images and is none: labels, lists, texts, settings, code. Other files are told of.
+_TEXT_SUFFIXES = frozenset(
+    {
+        *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".lst", ".list", ".xml", ".yaml", ".yml", ".toml"),
+        *(".md", ".rst", ".html", ".htm", ".tex", ".bib", ".ini", ".cfg", ".log", ".py", ".pyc", ".ipynb", ".sh"),
+        *(".md5", ".sha1", ".sha256", ".xls", ".xlsx", ".ods", ".parquet"),
+    }
+)
+_LONGEST_ENDING = 12
+_ENDINGS_SHOWN = 5
+_TEXT_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "authors", "changelog", "makefile"})
 
 _Identity = tuple[int, int]
 
@@ -31,29 +37,9 @@ class ImageFile:
 
     Attributes:
         path: POSIX path relative to the data folder.
-        size: Size in bytes, -1 for a link that leads nowhere.
-        modified_ns: Time of the last change in nanoseconds, -1 for a link that leads nowhere.
     """
 
     path: str
-    size: int
-    modified_ns: int
-
-
-@functools.cache
-def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, in the order in which to try them."""
-    Image.init()
-    known = [name for name in Image.ID if name not in _UNREAD_FORMATS]
-    # The common formats first, and those last that have no signature and so take a whole attempt to open.
-    return tuple(sorted(known, key=lambda name: (name not in _COMMON_FORMATS, Image.OPEN[name][1] is None)))
-
-
-@functools.cache
-def image_suffixes() -> tuple[str, ...]:
-    """The file name endings, in lower case and with their dot, that make a file an image."""
-    formats = set(image_formats())
-    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 @dataclass(frozen=True)
@@ -65,12 +51,15 @@ class Split:
         name: The split's folder below it; empty for the data folder itself.
         class_folders: The names of the folders in it, in torchvision's order.
         files: Its images, nested folders included, sorted by path.
+        passed_over: How many files that are no images lie in each class folder, by their endings in lower case; under
+            the empty name those of a split without class folders. Texts, system and hidden files are not counted.
     """
 
     root: Path
     name: str
     class_folders: tuple[str, ...]
     files: tuple[ImageFile, ...]
+    passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -99,13 +88,42 @@ def open_split(root: Path, name: str) -> Split:
     prefix = f"{name}/" if name else ""
     class_folders = []
     files: list[ImageFile] = []
+    passed_over: dict[str, Counter[str]] = {}
+    beside: Counter[str] = Counter()
     for entry in entries:
         if _is_folder(entry):
             class_folders.append(entry.name)
-            files.extend(_images_below(entry.path, prefix + entry.name, set(holders)))
+            passed_over[entry.name] = Counter()
+            files.extend(_images_below(entry.path, prefix + entry.name, set(holders), passed_over[entry.name]))
         elif _is_image(entry):
-            files.append(_image_file(entry, prefix + entry.name))
-    return Split(root, name, tuple(class_folders), tuple(sorted(files, key=lambda file: file.path)))
+            files.append(ImageFile(prefix + entry.name))
+        else:
+            _count_file(entry, beside)
+    files.sort(key=lambda file: file.path)
+    return Split(root, name, tuple(class_folders), tuple(files), passed_over if class_folders else {"": beside})
+
+
+def told_of(split: Split, folders: Collection[str]) -> str:
+    """How many files of these class folders are no images by their ending, in one line; empty where there are none."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        counts.update(split.passed_over.get(folder, {}))
+    if not counts:
+        return ""
+    if len(counts) == 1:
+        [(ending, number)] = counts.items()
+        files, end, have, are = ("file", "ends", "has", "is") if number == 1 else ("files", "end", "have", "are")
+        what = f"{end} in {ending}" if ending else f"{have} no ending"
+        return f"{number:,} {files} of {split.folder} {what} and {are} left out"
+    endings = [
+        f"{number:,} {f'with the ending {ending}' if ending else 'without an ending'}"
+        for ending, number in counts.most_common(_ENDINGS_SHOWN)
+    ]
+    more = ", ..." if len(counts) > _ENDINGS_SHOWN else ""
+    return (
+        f"{counts.total():,} files of {split.folder} are left out, being no images by their names: "
+        f"{', '.join(endings)}{more}"
+    )
 
 
 def holds_images(folder: Path) -> bool:
@@ -126,23 +144,30 @@ def subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(entry.name for entry in _entries(folder) if _is_folder(entry))
 
 
-def split_folders(root: Path, *, without_classes: bool = False) -> dict[str, str]:
-    """The splits of a data folder: from the name in lower case ("train", "validation") to the folder's name on disk.
+@dataclass(frozen=True)
+class Contents:
+    """What lies directly in a folder, hidden and system files aside.
 
-    A split holds class folders, so a class that happens to be called "train" is none.
+    Attributes:
+        folders: The names of its folders.
+        images: Whether there are images.
+        files: Whether there are any files.
+    """
 
-    Args:
-        root: The data folder.
-        without_classes: Whether splits may hold their images directly, as they do where a file has the labels.
+    folders: tuple[str, ...]
+    images: bool
+    files: bool
+
+
+def look_into(folder: Path) -> Contents:
+    """See what lies directly in a folder.
 
     Raises:
-        DatasetError: If a folder cannot be listed.
+        DatasetError: If the folder cannot be listed.
     """
-    names = subfolders(root)
-    named = {name.lower(): name for name in reversed(names) if name.lower() in _SPLIT_NAMES}
-    if without_classes and all(name.lower() in _SPLIT_NAMES for name in names):
-        return named
-    return {split: name for split, name in named.items() if subfolders(root / name)}
+    entries = _entries(folder)
+    folders = tuple(entry.name for entry in entries if _is_folder(entry))
+    return Contents(folders, any(map(_is_image, entries)), len(entries) > len(folders))
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -170,7 +195,9 @@ def _unlisted(folder: str | Path, error: OSError) -> DatasetError:
     )
 
 
-def _images_below(folder: str | Path, path: str, seen: set[_Identity]) -> Iterator[ImageFile]:
+def _images_below(
+    folder: str | Path, path: str, seen: set[_Identity], passed_over: Counter[str] | None = None
+) -> Iterator[ImageFile]:
     # A stack rather than recursion: folders can be nested deeper than Python's frames.
     pending = [(folder, path)]
     while pending:
@@ -184,7 +211,25 @@ def _images_below(folder: str | Path, path: str, seen: set[_Identity]) -> Iterat
             if _is_folder(entry):
                 pending.append((entry.path, below))
             elif _is_image(entry):
-                yield _image_file(entry, below)
+                yield ImageFile(below)
+            elif passed_over is not None:
+                _count_file(entry, passed_over)
+
+
+def _count_file(entry: os.DirEntry[str], passed_over: Counter[str]) -> None:
+    """Count a file that is no image by its name, unless it is a text that belongs beside images."""
+    suffix = _ending(entry.name)
+    if suffix in _TEXT_SUFFIXES or entry.name.lower() in _TEXT_NAMES or suffix in image_suffixes():
+        return
+    with contextlib.suppress(OSError):
+        if entry.is_file():
+            passed_over[suffix] += 1
+
+
+def _ending(name: str) -> str:
+    """What a file name ends in, in lower case and with its dot; empty where it is no ending as formats have them."""
+    stem, _, ending = name.lower().rpartition(".")
+    return f".{ending}" if stem and ending.isalnum() and len(ending) <= _LONGEST_ENDING else ""
 
 
 def _is_hidden(name: str) -> bool:
@@ -206,11 +251,3 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:  # a link that leads nowhere is a sample that is named when it is read
         return True
-
-
-def _image_file(entry: os.DirEntry[str], path: str) -> ImageFile:
-    try:
-        status = entry.stat()
-    except OSError:
-        return ImageFile(path, -1, -1)
-    return ImageFile(path, status.st_size, status.st_mtime_ns)

@@ -6,15 +6,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sapcli.datasets.decoding import Decoder, Pixels
+from sapcli.datasets.decoding import Decoded, Decoder, Pixels, Treatment
 from sapcli.errors import DatasetError
 from sapcli.machine.workers import WorkerError, map_in_workers
 
@@ -52,6 +52,31 @@ class Batch:
         return Batch(self.indices[part], self.images[part], self.labels[part])
 
 
+@dataclass(frozen=True)
+class Remarks:
+    """What decoding images told beside their pixels, by the sample's index.
+
+    Attributes:
+        unreadable: Why an image could not be read.
+        treated: What was done to an image that its training may have done otherwise.
+    """
+
+    unreadable: Mapping[int, str]
+    treated: Mapping[int, Treatment]
+
+    def to_json(self) -> dict[str, object]:
+        """The remarks as JSON values."""
+        return {"unreadable": self.unreadable, "treated": {index: asdict(item) for index, item in self.treated.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Mapping[str, Any]]) -> Remarks:
+        """What `to_json` returned, after a way through text."""
+        return cls(
+            {int(index): str(reason) for index, reason in values["unreadable"].items()},
+            {int(index): Treatment.from_json(item) for index, item in values["treated"].items()},
+        )
+
+
 class Images:
     """The images of a dataset under one preprocessing.
 
@@ -60,8 +85,10 @@ class Images:
 
     Attributes:
         dataset: Where the images come from.
+        preprocessing: How the model wants its images.
         batch_size: Images per batch; when it is changed, also of the batches that are still to come.
         unreadable: The images that could not be read so far: from the sample's index to the reason.
+        treated: The images so far of which there is more to be said than their pixels, by the sample's index.
     """
 
     def __init__(
@@ -88,7 +115,9 @@ class Images:
             UsageError: If the preprocessing cannot be carried out.
         """
         self.dataset = dataset
+        self.preprocessing = preprocessing
         self.unreadable: dict[int, str] = {}
+        self.treated: dict[int, Treatment] = {}
         self._decoder = Decoder(dataset.root, preprocessing)
         self.batch_size = batch_size
         self._workers = workers
@@ -133,16 +162,21 @@ class Images:
                 "Check that the files are images and complete.",
             )
 
-    def leave_out(self, unreadable: Mapping[int, str]) -> None:
-        """Leave out images that an earlier run could not read, without looking at them again.
+    def remarks(self, indices: Sequence[int]) -> Remarks:
+        """What decoding some of the images has told so far."""
+        return Remarks(
+            {index: self.unreadable[index] for index in indices if index in self.unreadable},
+            {index: self.treated[index] for index in indices if index in self.treated},
+        )
 
-        Args:
-            unreadable: From the sample's index to the reason.
+    def add_remarks(self, remarks: Remarks) -> None:
+        """Take over what an earlier run was told; images that it could not read are left out without another look.
 
         Raises:
-            DatasetError: If there is one, when strict.
+            DatasetError: If there is an unreadable one, when strict.
         """
-        for index, reason in unreadable.items():
+        self.treated.update(remarks.treated)
+        for index, reason in remarks.unreadable.items():
             self._leave_out(index, reason)
 
     def _checked(self, indices: Sequence[int] | None) -> _Indices:
@@ -158,7 +192,7 @@ class Images:
             )
         return order
 
-    def _batch(self, indices: _Indices, pending: npt.NDArray[np.bool_], decoded: Iterator[Pixels | str]) -> Batch:
+    def _batch(self, indices: _Indices, pending: npt.NDArray[np.bool_], decoded: Iterator[Decoded | str]) -> Batch:
         slots = self._slots[indices]
         kept = ~pending & (slots >= 0)
         if kept.all():
@@ -168,13 +202,15 @@ class Images:
             images[kept] = self._kept[slots[kept]]
             readable = kept
             for row in np.flatnonzero(pending):
-                pixels = next(decoded)
-                if isinstance(pixels, str):
-                    self._leave_out(int(indices[row]), pixels)
+                image = next(decoded)
+                if isinstance(image, str):
+                    self._leave_out(int(indices[row]), image)
                 else:
-                    images[row] = pixels
+                    images[row] = image.pixels
                     readable[row] = True
-                    self._keep(indices[row], pixels)
+                    self._keep(indices[row], image.pixels)
+                    if image.treatment is not None:
+                        self.treated[int(indices[row])] = image.treatment
             indices, images = indices[readable], images[readable]
         return Batch(*(torch.from_numpy(array) for array in (indices.copy(), images, self._labels[indices])))
 
@@ -193,8 +229,8 @@ class Images:
             )
         self._slots[index] = _UNREADABLE
 
-    def _decoded(self, indices: _Indices) -> Iterator[Pixels | str]:
-        """The pixels of the images one by one, or the reasons why there are none."""
+    def _decoded(self, indices: _Indices) -> Iterator[Decoded | str]:
+        """The images one by one, or the reasons why there are none."""
         paths = [self.dataset.paths[index] for index in indices]
         chunks = deque(paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
         saved = 0.0

@@ -26,7 +26,7 @@ from sapcli.machine.progress import Progress
 Content = TypeVar("Content")
 
 # Entries of another version of this program's artifacts are never found.
-_VERSION = 2
+_VERSION = 3
 DEFAULT_LIMIT_BYTES = 10 << 30
 # An entry that was used so short a time ago may be in use by another process and is not evicted.
 _IN_USE_SECONDS = 600.0
@@ -83,19 +83,32 @@ class Cache:
             read: Reads it from a file; a `SapError` counts as a damaged entry.
             write: Writes it to a file.
         """
-        path = self.folder / f"{kind}-{_key(parts)}"
-        found = self._read(path, read)
+        found = self.find(kind, parts, read)
         if found is not None:
             if kind in _SHOWN:
                 self._progress.note(f"{_SHOWN[kind]}: from the cache")
             return found
         content = make()
-        self._store(path, lambda: write(content, path))
+        self.keep(kind, parts, content, write)
         return content
+
+    def find(self, kind: str, parts: Mapping[str, object], read: Callable[[Path], Content]) -> Content | None:
+        """The entry for `parts`, where there is a whole one; see `fetch`."""
+        return self._read(self._path(kind, parts), read)
+
+    def keep(
+        self, kind: str, parts: Mapping[str, object], content: Content, write: Callable[[Content, Path], None]
+    ) -> None:
+        """Write the entry for `parts`, in the place of one that is there; see `fetch`."""
+        path = self._path(kind, parts)
+        self._store(path, lambda: write(content, path))
 
     def has(self, kind: str, parts: Mapping[str, object]) -> bool:
         """Whether there is an entry for `parts`, damaged or not."""
-        return (self.folder / f"{kind}-{_key(parts)}{_CHECKSUM_SUFFIX}").exists()
+        return _checksum_path(self._path(kind, parts)).exists()
+
+    def _path(self, kind: str, parts: Mapping[str, object]) -> Path:
+        return self.folder / f"{kind}-{_key(parts)}"
 
     def info(self) -> CacheInfo:
         """What the folder holds now."""

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from sapcli.checkpoints.checkpoint import Checkpoint, Form
+from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.errors import ArchitectureError, SapError
 from sapcli.machine.text import in_one_line
-from sapcli.networks.description import Description, describe, metadata_of
+from sapcli.networks.building_limits import BuildingLimits
+from sapcli.networks.description import Description, NamedClasses, describe, metadata_of
 from sapcli.networks.factories import Factory, find_factory, runs_own_code, values_outside_of_checkpoints
 from sapcli.networks.fitting import Plan, built_input_size, fitting_plan
 from sapcli.networks.loading import Outline, fill, match_entries
@@ -46,6 +47,8 @@ class Architecture:
             images of others.
         runs_first: Whether the network runs once before it is filled, since some shapes wait for the first images.
         factory: What builds it; looked up by its name where None.
+        label_source: Where `label_names` stand: `label_names of config.json`; empty without any.
+        names_passed_over: What is to be said of class names that are not as many as the outputs, a sentence each.
     """
 
     name: str
@@ -58,10 +61,12 @@ class Architecture:
     usual_size: bool = False
     runs_first: bool = False
     factory: Factory | None = field(default=None, repr=False, compare=False)
+    label_source: str = ""
+    names_passed_over: tuple[str, ...] = ()
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
-        settings = {key: value for key, value in vars(self.preprocessing).items() if key != "source"}
+        settings = self.preprocessing.to_settings()
         return metadata_of(Description(self.name, self.source, self.arguments, settings, self.label_names))
 
 
@@ -117,22 +122,29 @@ def resolve_architecture(
     factory = find_factory(description.name or name_of_only_match(checkpoint))
     own = Settings(description.source, description.settings)
     requested = overrides.input_size or description.settings.get("input_size")
+    limits = BuildingLimits.of(checkpoint)
+    limits.check_arguments(description.arguments, description.source)
     plan = fitting_plan(checkpoint, factory, {**description.arguments, **(arguments or {})}, requested)
 
     built_for = built_input_size(plan.arguments, [own, *plan.published])
     preprocessing = resolve_preprocessing(factory.name, [built_for, own, *plan.published], overrides)
-    num_classes = plan.num_classes or _outputs(checkpoint, factory, plan, preprocessing.input_size)
+    # What the user's own code builds is the user's own business.
+    with limits.on_tensors() if plan.arguments and factory.own is None else contextlib.nullcontext():
+        num_classes = plan.num_classes or _outputs(checkpoint, factory, plan, preprocessing.input_size)
+    classes, passed_over = _classes(description, num_classes)
     return Architecture(
         name=factory.name,
         arguments=plan.arguments,
         num_classes=num_classes,
-        label_names=_label_names(checkpoint, description, num_classes),
+        label_names=None if classes is None else classes.names,
         preprocessing=preprocessing,
         source=_source(spec, description),
         code_digest=factory.code_digest,
         usual_size=requested is None and not runs_own_code(factory.name) and not plan.is_built_for_a_size,
         runs_first=plan.runs_first,
         factory=factory,
+        label_source="" if classes is None else classes.source,
+        names_passed_over=passed_over,
     )
 
 
@@ -168,10 +180,15 @@ def _library_model(
     device: torch.device,
 ) -> LoadedModel:
     """The fast way, as long as no random value that it leaves out reaches what the checkpoint does not replace."""
-    network, notes = factory.build(arguments), []
-    outside = values_outside_of_checkpoints(network)
-    if outside and not same_tensors(outside, factory.outside_values(arguments, _ANOTHER_FILL)):
-        network = factory.build_plainly(arguments)
+    notes = []
+    # Its parameters are those of the file, but there may be more than parameters, of a size that an argument has.
+    with BuildingLimits.of(checkpoint).on_tensors() if architecture.arguments else contextlib.nullcontext():
+        network = factory.build(arguments)
+        outside = values_outside_of_checkpoints(network)
+        differs = bool(outside) and not same_tensors(outside, factory.outside_values(arguments, _ANOTHER_FILL))
+        if differs:
+            network = factory.build_plainly(arguments)
+    if differs:
         notes.append(f"{factory.name} is built with its random values: some reach more than the checkpoint holds")
     # One dtype throughout: half-precision files compute in float32, and are cast back where they are written.
     network.float()
@@ -183,11 +200,16 @@ def _library_model(
     return LoadedModel(network.to(device), match.entry_names, match.extra_entries, notes=tuple(notes))
 
 
-def _label_names(checkpoint: Checkpoint, description: Description, num_classes: int) -> tuple[str, ...] | None:
-    """The classes' names; those that a training script saved beside the weights only where they are as many."""
-    names = description.label_names
-    saved_by_script = checkpoint.form is Form.PICKLE and "label_names" not in (checkpoint.config or {})
-    return None if saved_by_script and names is not None and len(names) != num_classes else names
+def _classes(description: Description, num_classes: int) -> tuple[NamedClasses | None, tuple[str, ...]]:
+    """The classes' names that count, and what is to be said of those that do not fit the number of outputs."""
+    passed_over: list[str] = []
+    for found in description.named_classes:
+        if found.binding or len(found.names) == num_classes:
+            return found, tuple(passed_over)
+        passed_over.append(
+            f"{found.source} names {len(found.names)} classes, the network has {num_classes} outputs: not used"
+        )
+    return None, tuple(passed_over)
 
 
 def _source(spec: str | None, description: Description) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from sapcli.checkpoints.class_names import TOP_KEYS, saved_class_names
+from sapcli.checkpoints.pytorch_file import LABEL_NAMES_KEY
 from sapcli.errors import ArchitectureError
 from sapcli.networks.factories import runs_own_code
 
@@ -19,6 +22,22 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class NamedClasses:
+    """Class names that a checkpoint has.
+
+    Attributes:
+        names: In the order of the outputs.
+        source: Where they stand: `id2label of config.json`.
+        binding: Whether they have to be as many as the outputs: `label_names`, which is written for this very network.
+            Others that are not are passed over.
+    """
+
+    names: tuple[str, ...]
+    source: str
+    binding: bool
+
+
+@dataclass(frozen=True)
 class Description:
     """What names an architecture and goes with it, before anything was built.
 
@@ -27,7 +46,8 @@ class Description:
         source: Who says so: `--arch`, `config.json`, `the metadata`.
         arguments: The factory's arguments.
         settings: The preprocessing, in the terms of timm's `pretrained_cfg`.
-        label_names: The classes' names in the order of the outputs.
+        label_names: The classes' names in the order of the outputs, as the first of `named_classes` has them.
+        named_classes: All that name the classes, those that count most first.
     """
 
     name: str | None
@@ -35,6 +55,7 @@ class Description:
     arguments: Mapping[str, object] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     label_names: tuple[str, ...] | None = None
+    named_classes: tuple[NamedClasses, ...] = field(default=(), compare=False)
 
 
 def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
@@ -54,7 +75,9 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
     is_ours = f"{_METADATA_PREFIX}architecture" in checkpoint.metadata
     if is_ours and first is not None and second is not None and _identity(first) != _identity(second):
         del written[0]
-    label_names = next((item.label_names for item in written if item.label_names), None)
+    named_classes = tuple(classes for item in written for classes in item.named_classes)
+    label_names = named_classes[0].names if named_classes else None
+    classes = label_names, named_classes
     named = next((item for item in written if item.name is not None), written[0])
     if spec is None:
         if named.name is not None and runs_own_code(named.name):
@@ -62,10 +85,10 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
                 f"{named.source} of {checkpoint.source} names the code {named.name!r}, which only runs if you say so",
                 f"Look at it, then give --arch {named.name!r}.",
             )
-        return Description(named.name, named.source, named.arguments, named.settings, label_names)
+        return Description(named.name, named.source, named.arguments, named.settings, *classes)
     if named.name is None or _identity(named.name) == _identity(spec):
-        return Description(spec, named.source, named.arguments, named.settings, label_names)
-    return Description(spec, "--arch", label_names=label_names)
+        return Description(spec, named.source, named.arguments, named.settings, *classes)
+    return Description(spec, "--arch", {}, {}, *classes)
 
 
 def describes_itself(checkpoint: Checkpoint) -> bool:
@@ -90,13 +113,29 @@ def _description(config: Mapping[str, object], source: str) -> Description:
     settings = _typed(config, "pretrained_cfg", dict, source) or {}
     arguments = _typed(config, "model_args", dict, source) or {}
     labels = config.get("label_names") or settings.get("label_names")
+    named_classes = _named_classes(config, source)
+    if labels:
+        # Of a training file, `label_names` stands for whatever key its script used.
+        key = config.get(LABEL_NAMES_KEY)
+        where = f"{key} of the file" if isinstance(key, str) else f"label_names of {source}"
+        named_classes.insert(0, NamedClasses(_label_names(labels, source), where, not isinstance(key, str)))
     return Description(
         name=_typed(config, "architecture", str, source),
         source=source,
         arguments={key: value for key, value in arguments.items() if key != "num_classes"},  # the tensors tell it
         settings=settings,
-        label_names=_label_names(labels, source) if labels else None,
+        label_names=named_classes[0].names if named_classes else None,
+        named_classes=tuple(named_classes),
     )
+
+
+def _named_classes(config: Mapping[str, object], source: str) -> list[NamedClasses]:
+    """The class names under the keys of other tools than timm, as transformers' `id2label`."""
+    return [
+        NamedClasses(found.names, f"{found.key} of {source}", binding=False)
+        for found in saved_class_names(config)
+        if not found.key.endswith("label_names")
+    ]
 
 
 def _typed(config: Mapping[str, object], key: str, kind: type[T], source: str) -> T | None:
@@ -114,8 +153,8 @@ def _label_names(labels: object, source: str) -> tuple[str, ...]:
     texts = tuple(name for name in names if isinstance(name, str))
     if len(texts) < len(names):
         raise _senseless("label_names", source, "is no list of names, and no object from 0, 1, ... to names")
-    doubled = next((name for position, name in enumerate(names) if name in names[:position]), None)
-    if doubled is not None:
+    if len(set(texts)) < len(texts):
+        doubled = next(name for name, count in Counter(texts).items() if count > 1)
         raise _senseless("label_names", source, f"has {doubled!r} twice, expected a name of its own for every class")
     return texts
 
@@ -138,6 +177,12 @@ def _metadata_config(metadata: Mapping[str, str]) -> dict[str, object]:
             value = _json(metadata.get(full_key, ""))
             if isinstance(value, kinds):
                 config[key] = value
+    for key in TOP_KEYS:
+        value = None if key in expected else _json(metadata.get(key, ""))
+        if isinstance(value, list | dict):
+            config[key] = value
+    if LABEL_NAMES_KEY in metadata:
+        config[LABEL_NAMES_KEY] = metadata[LABEL_NAMES_KEY]
     name = metadata.get(_METADATA_PREFIX + "architecture") or metadata.get("architecture")
     return {**config, "architecture": name} if name else config
 

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from sapcli.errors import ArchitectureError
 from sapcli.machine.text import in_one_line
+from sapcli.networks.building_limits import BuildingLimits, NetworkTooLargeError
 from sapcli.networks.own_code import RUN_AGAIN, OwnCode, load_own_code
 
 # What would fetch or unpickle weights other than the checkpoint's; a config.json from elsewhere must not reach it.
@@ -111,18 +112,37 @@ class Factory:
         with _InsteadOfRandom(fill):
             return values_outside_of_checkpoints(self._called(arguments))
 
-    def outline(self, arguments: Mapping[str, object]) -> nn.Module:
+    def outline(self, arguments: Mapping[str, object], limits: BuildingLimits | None = None) -> nn.Module:
         """Build the network for its names and shapes only: a library's without memory where the factory permits it.
 
         The user's own code is not tried with tensors without values: it could compute for ever with them.
+
+        Args:
+            arguments: What the factory is called with.
+            limits: How much of a library's network may be built; None for any amount.
+
+        Raises:
+            ArchitectureError: As in `build`, or if the network is beyond the limits.
         """
         if self.own is not None:
             return self.build(arguments)
         # A factory that computes with values cannot run on the meta device; with its parameters alone there, most can.
-        for without_memory in (torch.device("meta"), _EmptyOnMeta()):
-            with contextlib.suppress(ArchitectureError), without_memory:
-                return self.build(arguments)
-        return self.build(arguments)
+        with limits.on_modules() if limits else contextlib.nullcontext():
+            try:
+                with torch.device("meta"):
+                    return self.build(arguments)
+            except NetworkTooLargeError:
+                raise
+            except ArchitectureError:
+                on_tensors = limits.on_tensors() if limits else contextlib.nullcontext()
+            with on_tensors:
+                try:
+                    with _EmptyOnMeta():
+                        return self.build(arguments)
+                except NetworkTooLargeError:
+                    raise
+                except ArchitectureError:
+                    return self.build(arguments)
 
     @contextlib.contextmanager
     def running(self, doing: str, hint: str = RUN_AGAIN) -> Iterator[None]:
@@ -150,6 +170,8 @@ class Factory:
                 # Libraries announce changes of initial values that are never used here.
                 warnings.simplefilter("ignore", FutureWarning)
                 network = self.function(**arguments)
+        except NetworkTooLargeError:
+            raise
         except (Exception, SystemExit) as error:
             raise ArchitectureError(f"{self._failed(arguments)}: {in_one_line(error)}", _CORRECT) from error
         if not isinstance(network, nn.Module):
@@ -185,6 +207,7 @@ def find_factory(spec: str) -> Factory:
     Raises:
         ArchitectureError: If there is no such architecture, module, file or function, or importing it fails.
     """
+    spec = _without_hub(spec)
     library, colon, name = spec.partition(":")
     if not colon:
         return _find_timm(spec) or _find_torchvision(spec) or _unknown(spec)
@@ -199,8 +222,16 @@ def find_factory(spec: str) -> Factory:
 
 def runs_own_code(spec: str) -> bool:
     """Whether `spec` names code outside of timm and torchvision, which only the user may ask for."""
-    library, colon, _ = spec.partition(":")
+    library, colon, _ = _without_hub(spec).partition(":")
     return bool(colon) and library not in {"timm", "torchvision"}
+
+
+def _without_hub(spec: str) -> str:
+    """A spec without the Hub's spelling of timm's names, `hf-hub:timm/NAME` and `timm/NAME`."""
+    library, colon, name = spec.partition(":")
+    if colon and library in {"hf-hub", "hf_hub"}:
+        return f"timm:{name.removeprefix('timm/')}"
+    return f"timm:{spec.removeprefix('timm/')}" if not colon and spec.startswith("timm/") else spec
 
 
 def _find_timm(name: str) -> Factory | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING
 
 from sapcli.errors import ArchitectureError
+from sapcli.networks.building_limits import BuildingLimits
 from sapcli.networks.class_count import PROBED_COUNTS, at_count, class_dimensions, count_classes
 from sapcli.networks.loading import Match, Outline, match_entries
 from sapcli.networks.own_loading import customises_loading, has_lazy_layers, load_by_own_code, run_on_zeros
@@ -179,7 +180,7 @@ class _Drawn:
 
 def _drawn(case: _Case, arguments: Mapping[str, object], runs_first: bool) -> _Drawn:
     factory = case.factory
-    network = factory.outline(arguments)
+    network = factory.outline(arguments, BuildingLimits.of(case.checkpoint))
     runs_first = runs_first or has_lazy_layers(network)
     with factory.running("cannot be looked at"):
         published = _published_settings(factory, network)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sapcli.checkpoints.checkpoint import TRAINING_STATE, candidate_prefixes, refuse_quantised
+from sapcli.checkpoints.checkpoint import refuse_quantised
+from sapcli.checkpoints.entry_names import TRAINING_STATE, candidate_prefixes
+from sapcli.checkpoints.other_formats import explain_names
 from sapcli.errors import ArchitectureError, NumericsError
 
 if TYPE_CHECKING:
@@ -97,6 +99,9 @@ class Match:
         """
         if self.fits:
             return
+        other = explain_names((*self.unexpected, *self.missing)) if self.unexpected else None
+        if other is not None:
+            raise ArchitectureError(f"{source} {other.what}, and does not fit {architecture}", other.way_out)
         shapes = [f"{name} is {found}, expected {wanted}" for name, (found, wanted) in self.misshapen.items()]
         parts = [("missing", self.missing), ("unexpected", self.unexpected), ("misshapen", shapes)]
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in parts if names)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sapcli.checkpoints.checkpoint import TRAINING_STATE, Checkpoint
+from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.checkpoints.entry_names import TRAINING_STATE
 from sapcli.checkpoints.module_versions import versions_from_metadata
 from sapcli.errors import ArchitectureError
 from sapcli.networks.factories import Factory

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from sapcli.errors import ArchitectureError, SapError, UsageError
-from sapcli.settings import PreprocessingOverrides
+from sapcli.settings import Exif, PreprocessingOverrides
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _CROP_MODES = ("center", "squash", "border")
@@ -32,6 +32,7 @@ class Preprocessing:
         crop_pct: The side of the crop over the side that the image is resized to.
         crop_mode: `center`, `squash` or `border`, as in timm.
         source: Where the settings come from, for people.
+        exif: What becomes of the images' EXIF orientation.
     """
 
     input_size: tuple[int, int, int]
@@ -41,13 +42,20 @@ class Preprocessing:
     crop_pct: float
     crop_mode: str
     source: str
+    exif: Exif = Exif.IGNORE
 
     def __str__(self) -> str:
         """The settings in one line."""
         channels, height, width = self.input_size
         mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
-        return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}"
+        turned = ", EXIF orientation applied" if self.exif is Exif.APPLY else ""
+        return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}{turned}"
+
+    def to_settings(self) -> dict[str, object]:
+        """All but the source, in the terms of timm's `pretrained_cfg`; `exif`, which it has not, only where applied."""
+        left_out = {"source"} if self.exif is Exif.APPLY else {"source", "exif"}
+        return {key: value for key, value in vars(self).items() if key not in left_out}
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
     given = {key: value for key, value in vars(overrides).items() if value is not None}
     layers = [*(Settings(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()), *sources]
     chosen: dict[str, tuple[object, str]] = {}  # the value and where it comes from
-    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"):
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "exif"):
         layer = next((layer for layer in layers if layer.values.get(key) is not None), None)
         if layer is None and key in _HARMLESS:
             layer = Settings(f"the default {key}", _HARMLESS)
@@ -87,14 +95,17 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
             f"Give {', '.join(unknown)} as in the training, or a pretrained_cfg on the network or in config.json.",
         )
     size = _sizes(*chosen["input_size"])
+    mean, std = (_per_channel(key, *chosen[key], size[0]) for key in ("mean", "std"))
+    _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
     return Preprocessing(
         input_size=size,
-        mean=_per_channel("mean", *chosen["mean"], size[0]),
-        std=_per_channel("std", *chosen["std"], size[0]),
+        mean=mean,
+        std=std,
         interpolation=_one_of("interpolation", *chosen["interpolation"], _INTERPOLATIONS),
         crop_pct=_positive("crop_pct", *chosen["crop_pct"]),
         crop_mode=_one_of("crop_mode", *chosen["crop_mode"], _CROP_MODES),
         source=", ".join(dict.fromkeys(where for _, where in chosen.values())),
+        exif=Exif(_one_of("exif", *chosen["exif"], tuple(Exif))) if "exif" in chosen else Exif.IGNORE,
     )
 
 
@@ -114,6 +125,31 @@ def _per_channel(key: str, value: object, where: str, channels: int) -> tuple[fl
     if key == "std" and min(numbers) <= 0:
         raise _senseless(key, value, "positive numbers", where)
     return tuple(numbers) * (channels if len(numbers) == 1 else 1)
+
+
+def _refuse_0_to_255(mean: tuple[float, ...], std: tuple[float, ...], where: Mapping[str, str]) -> None:
+    """Refuse what belongs to pixels of 0 to 255: of those in [0, 1], no mean lies above 1, and no deviation above 0.5.
+
+    A deviation of 1 leaves the pixels' range as it is, and is used beside a mean that fits.
+    """
+    wrong = [key for key, values in (("mean", mean), ("std", std)) if max(values) > 1]
+    if not wrong:
+        return
+    # Where the mean is of 0 to 255, so is a deviation of 1.
+    scaled = {
+        key: tuple(value / 255 for value in values) if max(values) >= 1 else values
+        for key, values in (("mean", mean), ("std", std))
+    }
+    given = " and ".join(f"{key} {_listed(mean if key == 'mean' else std)} (from {where[key]})" for key in wrong)
+    kind = UsageError if all(where[key].startswith("--") for key in wrong) else ArchitectureError
+    raise kind(
+        f"the preprocessing's {given}: that is for pixels from 0 to 255, and here they lie in [0, 1]",
+        f"Divided by 255, it is {' '.join(f'--{key} {_listed(values)}' for key, values in scaled.items())}.",
+    )
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:.6g}" for value in values)
 
 
 def _positive(key: str, value: object, where: str) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sapcli.checkpoints.checkpoint import TRAINING_STATE, candidate_prefixes
+from sapcli.checkpoints.entry_names import TRAINING_STATE, candidate_prefixes
 from sapcli.errors import ArchitectureError
 from sapcli.networks.class_count import ClassDimension, Shapes, count_classes
 from sapcli.networks.preprocessing import Preprocessing

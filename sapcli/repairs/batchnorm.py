@@ -2,12 +2,20 @@
 
 One forward pass without labels. Where a projection leaves the running statistics as they were, it gives away about two
 points of accuracy that this brings back.
+
+The rule: a layer's mean and variance are the average of those of all its uses, each of which counts by the number of
+images of its batch. Where all batches are of one size, that is PyTorch's own cumulative average (`momentum=None`): a
+layer that is used twice in a forward pass counts both uses alike, and one that is first reached in a later batch begins
+there. Only what goes through a layer's `forward` is counted. Layers that nothing goes through keep their statistics:
+those that no image reaches, and those whose tensors are handed to `torch.nn.functional.batch_norm` by somebody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +51,19 @@ def may_reestimate(classifier: Classifier) -> bool:
     return bool(names) and statistics <= loaded.entry_names.keys() and statistics.isdisjoint(loaded.kept)
 
 
+@dataclass(frozen=True)
+class Reestimation:
+    """What became of BatchNorm statistics.
+
+    Attributes:
+        batch_size: How many images at a time fitted into memory.
+        kept: The names of the layers that nothing went through, whose statistics are as they were.
+    """
+
+    batch_size: int
+    kept: tuple[str, ...] = ()
+
+
 def reestimate(
     classifier: Classifier,
     images: Images,
@@ -50,11 +71,10 @@ def reestimate(
     progress: Progress,
     stage: str,
     batch_size: int = BATCHNORM_BATCH,
-) -> int:
+) -> Reestimation:
     """Replace every BatchNorm layer's running mean and variance by those of the images at `indices`.
 
-    Each batch counts by its number of images. The rest of the network stays in eval mode; `num_batches_tracked` and
-    every layer's momentum stay as they were. Layers that no image reaches keep their statistics.
+    The rest of the network stays in eval mode; `num_batches_tracked` and every layer's momentum stay as they were.
 
     Args:
         classifier: Changed in place.
@@ -63,56 +83,102 @@ def reestimate(
         progress: Told of the images done.
         stage: The stage's name.
         batch_size: Images at a time. Where memory does not suffice, all begins again with half of it.
-
-    Returns:
-        The batch size that fitted into memory.
     """
-    layers = list(batchnorm_layers(classifier.module).values())
+    layers = batchnorm_layers(classifier.module)
     while layers:
+        as_built = classifier.as_built
         try:
-            _average(classifier, layers, images, indices, progress, stage, batch_size)
-            break
+            counted = _average(classifier, layers.values(), images, indices, progress, stage, batch_size)
         except (MemoryError, RuntimeError) as error:
             batch_size = smaller_batch(batch_size, error, progress)
-    return batch_size
+            continue
+        # A batch that ran again, as the network was built, has been counted twice by the layers that it had reached.
+        if classifier.as_built == as_built:
+            return Reestimation(batch_size, tuple(name for name, layer in layers.items() if layer not in counted))
+    return Reestimation(batch_size)
 
 
 def _average(
     classifier: Classifier,
-    layers: Sequence[_BatchNorm],
+    layers: Iterable[_BatchNorm],
     images: Images,
     indices: Sequence[int],
     progress: Progress,
     stage: str,
     batch_size: int,
-) -> None:
-    """The mean of the statistics of all batches. The first one counts alone and so replaces what was there."""
-    with progress.stage(stage, len(indices)) as advance, _counting(layers), torch.no_grad():
-        seen = 0
+) -> Mapping[_BatchNorm, int]:
+    """Average the statistics of all uses, and return how many images each layer that was used has counted."""
+    counts: dict[_BatchNorm, int] = {}
+    with progress.stage(stage, len(indices)) as advance, ExitStack() as stack, torch.no_grad():
+        uses = [stack.enter_context(_counted(layer, counts)) for layer in layers]
         waiting: Tensor | None = None
         for batch in images.batches(indices, batch_size):
             decoded = batch.images if waiting is None else torch.cat([waiting, batch.images])
             # The variance of a single value does not exist: an image alone goes with the next batch, or is left out.
             waiting = decoded if len(decoded) < 2 else None
             if waiting is None:
-                seen += len(decoded)
-                for layer in layers:
-                    layer.momentum = len(decoded) / seen
+                for use in uses:
+                    use.images = len(decoded)
                 with classifier.running():
                     classifier.forward(classifier.inputs(decoded), exact=False)
             advance(len(batch.indices))
+    return counts
+
+
+class _Use:
+    """A layer's `forward` that counts each of its calls, by the images of the batch.
+
+    The layer is in training mode, and its momentum that of a cumulative average, only as long as a call lasts: whoever
+    looks at them from outside finds them as they were.
+
+    Args:
+        layer: The layer.
+        counts: How many images each layer has counted so far.
+    """
+
+    def __init__(self, layer: _BatchNorm, counts: dict[_BatchNorm, int]) -> None:
+        self._layer = layer
+        self._forward: Callable[..., Any] = layer.forward
+        self._counts = counts
+        self.images = 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        layer = self._layer
+        # Called by name, the input has other names in layers that derive from PyTorch's.
+        features: Tensor = next(iter((*arguments, *named.values())))
+        values_per_channel = features.numel() // max(features.shape[1], 1) if features.dim() > 1 else 0
+        if values_per_channel < 2:
+            # They have no variance, and the layer would refuse them.
+            return self._forward(*arguments, **named)
+        if layer not in self._counts:
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            # A NaN times the 0 that it then counts would stay one.
+            layer.running_mean.zero_()
+            layer.running_var.fill_(1)
+        self._counts[layer] = self._counts.get(layer, 0) + self.images
+        before = layer.training, layer.momentum
+        layer.training, layer.momentum = True, self.images / self._counts[layer]
+        try:
+            return self._forward(*arguments, **named)
+        finally:
+            layer.training, layer.momentum = before
 
 
 @contextmanager
-def _counting(layers: Sequence[_BatchNorm]) -> Iterator[None]:
-    """The layers in training mode, and afterwards as they were but for their running mean and variance."""
-    before = [(layer, layer.training, layer.momentum, layer.num_batches_tracked) for layer in layers]
+def _counted(layer: _BatchNorm, counts: dict[_BatchNorm, int]) -> Iterator[_Use]:
+    """Count a layer's uses; afterwards the layer is as it was but for its running mean and variance."""
+    use = _Use(layer, counts)
+    own_forward = vars(layer).get("forward")
+    batches = layer.num_batches_tracked
     try:
-        for layer in layers:
-            layer.training = True
-            # Counting batches is left out, in favour of a momentum that counts images.
-            layer.num_batches_tracked = None
-        yield
+        # Not left out in the meantime: SyncBatchNorm, for one, counts without asking.
+        layer.num_batches_tracked = None if batches is None else batches.clone()
+        vars(layer)["forward"] = use
+        yield use
     finally:
-        for layer, training, momentum, batches in before:
-            layer.training, layer.momentum, layer.num_batches_tracked = training, momentum, batches
+        layer.num_batches_tracked = batches
+        if own_forward is None:
+            vars(layer).pop("forward", None)
+        else:
+            vars(layer)["forward"] = own_forward

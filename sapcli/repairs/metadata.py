@@ -66,9 +66,10 @@ def repair_metadata(
 def _with_class_names(session: Session) -> Architecture:
     """The architecture with the classes' names as they were matched with the data, for whatever comes after.
 
-    Numbers in their own order tell nothing.
+    Numbers in their own order tell nothing, unless folders that are called so are sorted differently by others.
     """
     names = session.training.classes
-    if session.architecture.label_names is not None or names == tuple(map(str, range(len(names)))):
+    plain = names == tuple(map(str, range(len(names)))) and not session.is_order_found
+    if session.architecture.label_names is not None or plain:
         return session.architecture
     return replace(session.architecture, label_names=names)

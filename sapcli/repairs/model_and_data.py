@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from sapcli.activations.plain_comparison import choose_way
-from sapcli.activations.scoring import Classifier, Outcomes, score
+from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
-from sapcli.datasets.folders import split_folders
+from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.images import Images
 from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.machine import device
@@ -24,7 +25,12 @@ from sapcli.machine.progress import Progress
 from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
 from sapcli.networks.description import describes_itself
 from sapcli.networks.preprocessing import Preprocessing
+from sapcli.repairs.class_order.likely import choose_known_order
+from sapcli.repairs.class_order.orders import ClassOrder, known_orders
 from sapcli.settings import DataSource, ModelSource, PreprocessingOverrides, RunSettings
+
+# So many images of a class, and of all, tell in which order the classes are.
+_ASKED_OF_A_CLASS, _ASKED = 50, 2000
 
 
 @dataclass
@@ -48,6 +54,7 @@ class ModelAndData:
     cache: Cache
     model: ModelSource = field(default_factory=ModelSource)
     like: Architecture | None = None
+    _folder_order: tuple[str, ...] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -57,12 +64,11 @@ class ModelAndData:
         if describes_itself(self.checkpoint):
             # A config.json in its folder may be about another file.
             with contextlib.suppress(ArchitectureError):
-                return self._own_architecture()
+                return _with_classes_of(self.like, self._own_architecture())
         like = self.like
         found = resolve_architecture(self.checkpoint, like.name, like.arguments, _as_given(like.preprocessing))
-        return replace(
-            found, label_names=like.label_names, preprocessing=like.preprocessing, source="as the other checkpoint"
-        )
+        found = replace(found, preprocessing=like.preprocessing, source="as the other checkpoint")
+        return _with_classes_of(like, found)
 
     def _own_architecture(self) -> Architecture:
         return resolve_architecture(self.checkpoint, self.model.arch, self.model.arguments, self.model.overrides)
@@ -118,15 +124,19 @@ class ModelAndData:
     def validation(self) -> Dataset | None:
         """The images to choose alpha on, where there are any."""
         dedicated = self.source.validation is not None
-        return open_dataset(
-            self.source.validation or self.source.folder,
-            Role.CHOOSE,
-            self.architecture.num_classes,
-            label_names=self.training.classes,
-            # A label file names the images of DATA.
-            labels=None if dedicated else self.source.labels,
-            class_map=self.source.class_map,
-            dedicated=dedicated,
+        return self._said(
+            open_dataset(
+                self.source.validation or self.source.folder,
+                Role.CHOOSE,
+                self.architecture.num_classes,
+                label_names=self.training.classes,
+                # A label file names the images of DATA.
+                labels=None if dedicated else self.source.labels,
+                labels_split=None if dedicated else self.source.split,
+                class_map=self.source.class_map,
+                dedicated=dedicated,
+                digests=self._digests,
+            )
         )
 
     def check_data(self, *, test: bool = False) -> None:
@@ -147,26 +157,109 @@ class ModelAndData:
     @cached_property
     def test(self) -> Dataset | None:
         """The images of the data folder's test split, where there are any that have no part in the repair."""
-        name = split_folders(self.training.root, without_classes=self.source.labels is not None).get("test")
-        if name is None:
+        dataset = self._said(
+            open_dataset(
+                self.source.folder,
+                Role.CONFIRM,
+                self.architecture.num_classes,
+                label_names=self.training.classes,
+                labels=self.source.labels,
+                labels_split=self.source.split,
+                class_map=self.source.class_map,
+                digests=self._digests,
+            )
+        )
+        if dataset is None:
             return None
-        dataset = self._open(self.source.folder, Role.JUDGE, name)
-        used = {self.training.fingerprint, "" if self.validation is None else self.validation.fingerprint}
-        return None if dataset.fingerprint in used else dataset
+        used = [(data.root, data.paths) for data in (self.training, self.validation) if data is not None]
+        return None if (dataset.root, dataset.paths) in used else dataset
+
+    @cached_property
+    def _digests(self) -> FileDigests:
+        return FileDigests(self.cache, self.progress)
 
     def _open(self, folder: Path, role: Role, split: str | None) -> Dataset:
-        dataset = open_dataset(
-            folder,
-            role,
-            self.architecture.num_classes,
-            split=split,
-            label_names=self.architecture.label_names,
-            labels=self.source.labels,
-            class_map=self.source.class_map,
-        )
+        dataset = self._opened(folder, role, split, self.label_names)
+        if self.label_names is None and self.source.class_map is None:
+            self._folder_order = self._find_folder_order(dataset)
+            if self._folder_order not in (None, dataset.classes):
+                dataset = self._opened(folder, role, split, self._folder_order)
+        self._said(dataset)
+        return dataset
+
+    def _opened(self, folder: Path, role: Role, split: str | None, label_names: tuple[str, ...] | None) -> Dataset:
+        def with_classes(count: int) -> Dataset | None:
+            return open_dataset(
+                folder,
+                role,
+                count,
+                split=split,
+                label_names=label_names,
+                labels=self.source.labels,
+                class_map=self.source.class_map,
+                digests=self._digests,
+            )
+
+        classes = self.architecture.num_classes
+        try:
+            dataset = with_classes(classes)
+        except DatasetError as error:
+            if classes == 1:
+                with contextlib.suppress(DatasetError):
+                    with_classes(2)
+                    raise ArchitectureError(
+                        f"{self.architecture.name} has one output, and {folder} has two classes", ONE_LOGIT
+                    ) from error
+            raise
         if dataset is None:
             raise DatasetError(f"{folder} has no images for this", "name the folder with --split")
         return dataset
+
+    def _said(self, dataset: Dataset | None) -> Dataset | None:
+        """A dataset, once what was guessed or left out in opening it is said."""
+        for remark in dataset.remarks if dataset is not None else ():
+            self.progress.warn(remark)
+        return dataset
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The classes in the order of the outputs: as the checkpoint names them, or as the folders were found to be."""
+        return self.architecture.label_names or self._folder_order
+
+    @property
+    def is_order_found(self) -> bool:
+        """Whether tools sort the class folders differently, so that one of their orders had to be chosen."""
+        return self._folder_order is not None
+
+    def _find_folder_order(self, dataset: Dataset) -> tuple[str, ...] | None:
+        """The classes in the order into which the training's tool sorted them; None where all sort them alike.
+
+        The network's own answers on some images of the classes in question tell it.
+        """
+        orders = known_orders(dataset.classes)
+        if len(orders) < 2 or orders[ClassOrder.ALPHABETICAL] != dataset.classes:
+            return None
+        by_timm = self.checkpoint.metadata.get(FOLDER_ORDER_KEY) == "timm"
+        expected = ClassOrder.TIMM if by_timm and ClassOrder.TIMM in orders else ClassOrder.ALPHABETICAL
+        indices = _sample_of_moved(dataset, orders)
+        outcomes = self.answers(self.images(dataset), indices)
+        found = choose_known_order(outcomes.labels.numpy(), outcomes.predictions.numpy(), orders)
+        chosen = found.order or expected
+        shares = ", ".join(f"{share:.0%} in {order.short}" for order, share in found.shares.items())
+        if found.order is None:
+            self.progress.warn(
+                f"{dataset.root}: the model's answers do not tell in which order its classes are (of {len(outcomes)},"
+                f" {shares} are right): {chosen.value} is taken; --class-map FILE says another"
+            )
+        else:
+            self.progress.note(
+                f"classes: {chosen.value}, found from the model's answers (of {len(outcomes)}, {shares} are right)"
+            )
+        return orders[chosen]
+
+    def answers(self, images: Images, indices: Sequence[int]) -> Outcomes:
+        """What the network makes of some images, need not be exactly."""
+        return self.score(images, "finding the order of the classes", indices, exact=False)
 
     def images(self, dataset: Dataset) -> Images:
         """The images of a dataset, as the network takes them."""
@@ -183,6 +276,26 @@ class ModelAndData:
     ) -> Outcomes:
         """Run the classifier over images; see `scoring.score`."""
         return score(self.classifier, images, self.progress, stage, indices, exact=exact)
+
+
+def _sample_of_moved(dataset: Dataset, orders: Mapping[ClassOrder, tuple[str, ...]]) -> list[int]:
+    """Images of the classes that are another output in one order than in another: evenly spaced ones of each class."""
+    ranks = [{name: rank for rank, name in enumerate(names)} for names in orders.values()]
+    moved = {label for label, name in enumerate(dataset.classes) if len({rank[name] for rank in ranks}) > 1}
+    members: dict[int, list[int]] = {label: [] for label in moved}
+    for index, label in enumerate(dataset.labels):
+        if label in moved:
+            members[label].append(index)
+    each = max(min(_ASKED_OF_A_CLASS, _ASKED // len(moved)), 1)
+    return sorted(index for found in members.values() for index in found[:: max(len(found) // each, 1)][:each])
+
+
+def _with_classes_of(like: Architecture, found: Architecture) -> Architecture:
+    """An architecture with the classes of another one where it names none: its own order of them is its own."""
+    if found.label_names is not None or found.num_classes != like.num_classes:
+        return found
+    source = f"{like.label_source} of the other checkpoint" if like.label_names else ""
+    return replace(found, label_names=like.label_names, label_source=source)
 
 
 def _as_given(preprocessing: Preprocessing) -> PreprocessingOverrides:

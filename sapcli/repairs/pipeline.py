@@ -16,6 +16,7 @@ from sapcli.repairs.alpha_search import (
 from sapcli.repairs.batchnorm import (
     BATCHNORM_BATCH,
     BATCHNORM_IMAGES,
+    Reestimation,
     may_reestimate,
     reestimate,
 )
@@ -29,9 +30,10 @@ from sapcli.repairs.shuffling import shuffled
 from sapcli.repairs.trials import Trials
 from sapcli.settings import (
     BatchNorm,
-    Importance,
     ProjectionSettings,
 )
+
+_NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def run_repair(
     Raises:
         UsageError: Alpha is to be searched, and there is neither validation data nor a trusted set.
     """
+    session.check_forward(session.training, stop=True)
     stage = "choosing alpha" if settings.alpha is None else f"projecting with alpha {settings.alpha:g}"
     # One stage to those who listen: what is inside it shows only while it runs.
     with session.progress.stage(stage, None, "alphas") as advance:
@@ -108,7 +111,7 @@ def _repair(
     before = None if images is None else session.validation_outcomes(images, indices)
     # A single alpha that is given is not counted: the stage's name tells it.
     count = advance if settings.alpha is None else lambda _done: None
-    trials = Trials(session, correction, settings.importance is Importance.GPM, count)
+    trials = Trials(session, correction, settings.importance.takes_fraction, count)
     on_validation = None if images is None else trials.on_validation(images, indices)
     if settings.alpha is not None:
         choice = Choice(settings.alpha, Evidence.FIXED, ())
@@ -168,18 +171,22 @@ def _correction(
     session: Session, settings: ProjectionSettings, bases: Bases, plan: LayerPlan, forget: Bases | None
 ) -> Correction:
     indices = batchnorm_indices(session, settings)
-    batch_size = BATCHNORM_BATCH
+    last = Reestimation(BATCHNORM_BATCH)
 
     def calibrate(first: int | None) -> None:
-        nonlocal batch_size
-        batch_size = reestimate(
+        nonlocal last
+        named = last.kept
+        last = reestimate(
             session.classifier,
             session.training_images,
             indices[:first],
             session.progress,
             "re-estimating BatchNorm",
-            batch_size,
+            last.batch_size,
         )
+        if last.kept and last.kept != named:
+            shown = ", ".join(last.kept[:_NAMED_AT_MOST]) + (", ..." if len(last.kept) > _NAMED_AT_MOST else "")
+            session.progress.note(f"BatchNorm layers whose forward nothing went through keep their statistics: {shown}")
 
     classifier = session.classifier
     weights = ProjectedWeights(

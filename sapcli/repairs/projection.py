@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor
 
@@ -15,21 +17,25 @@ def importance(basis: Basis, kind: Importance, alpha: float) -> Tensor:
     Args:
         basis: Of `groups` groups and `k` directions.
         kind: The formula.
-        alpha: The scale coefficient, above 0; for `gpm` the fraction of the energy, in (0, 1].
+        alpha: The scale coefficient, above 0, or a fraction of the energy (`Importance.takes_fraction`).
 
     Returns:
         float64 `[groups, k]`, in [0, 1].
     """
     share = basis.energy_share
-    if kind is Importance.SAP:
-        return alpha * share / ((alpha - 1) * share + 1)
-    if kind is Importance.SGP:
-        sigma = basis.values.sqrt()
-        largest = sigma.amax(dim=1, keepdim=True).clamp_min(torch.finfo(sigma.dtype).tiny)
-        return alpha * sigma / ((alpha - 1) * sigma + largest)
-    # The direction that crosses the fraction is still kept, so that at least the fraction remains.
-    before = share.cumsum(dim=1) - share
-    return ((before < alpha) & (share > 0)).to(share.dtype)
+    match kind:
+        case Importance.SAP:
+            return alpha * share / ((alpha - 1) * share + 1)
+        case Importance.SGP:
+            sigma = basis.values.sqrt()
+            largest = sigma.amax(dim=1, keepdim=True).clamp_min(torch.finfo(sigma.dtype).tiny)
+            return alpha * sigma / ((alpha - 1) * sigma + largest)
+        case Importance.GPM:
+            # The direction that crosses the fraction is still kept, so that at least the fraction remains.
+            before = share.cumsum(dim=1) - share
+            return ((before < alpha) & (share > 0)).to(share.dtype)
+        case _:
+            assert_never(kind)
 
 
 def coordinates(matrices: Tensor, basis: Basis) -> Tensor:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sapcli.activations.scoring import Classifier
+from sapcli.activations.scoring import Classifier, cross_entropies
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.images import Batch, Images
 from sapcli.datasets.smaller_batches import in_portions
@@ -102,11 +102,11 @@ def class_balanced_lowest(scores: Tensor, labels: Tensor, counts: Sequence[int])
         labels: Class of each score, int64 `[n]`.
         counts: How many of each class.
     """
-    chosen = []
-    for position, count in enumerate(counts):
-        members = (labels == position).nonzero().flatten()
-        chosen.append(members[scores[members].argsort(stable=True)[:count]])
-    return torch.cat(chosen).sort().values
+    by_score = scores.argsort(stable=True)
+    ordered = by_score[labels[by_score].argsort(stable=True)]
+    sizes = torch.bincount(labels, minlength=len(counts))
+    ranks = torch.arange(len(ordered)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return ordered[ranks < torch.tensor(counts).repeat_interleave(sizes)].sort().values
 
 
 def select_lowest(
@@ -147,9 +147,14 @@ def select_lowest(
     samples = []
     for position in chosen.tolist():
         index = int(indices[position])
-        loss = None if losses is None else round(float(losses[position]), 6)
+        loss = None if losses is None else _rounded(float(losses[position]))
         samples.append(TrustedSample(index, dataset.paths[index], dataset.classes[dataset.labels[index]], loss))
     return TrustedSet(tuple(samples))
+
+
+def _rounded(loss: float) -> float:
+    """To six places, and a small one to six digits."""
+    return float(f"{loss:.6g}") if loss < 1 else round(loss, 6)
 
 
 def likely_lowest(dataset: Dataset, indices: Tensor, scores: Tensor, count: int) -> list[int]:
@@ -196,7 +201,7 @@ def curvatures(
     def gradient(inputs: Tensor, labels: Tensor) -> Tensor:
         inputs = inputs.detach().requires_grad_()
         logits = classifier.check_output(classifier.forward(inputs), len(inputs))
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        loss = cross_entropies(logits, labels).sum()
         return torch.autograd.grad(loss, inputs)[0]
 
     def curvature(batch: Batch) -> Tensor:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from sapcli.activations.bases import Bases, collect_bases, read_bases, write_bases
+from sapcli.activations.bases import Bases, Origin, collect_bases
+from sapcli.activations.bases_file import read_bases, write_bases
+from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
 from sapcli.activations.scoring import Outcomes
-from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.contents import contents_of, find_contents
-from sapcli.datasets.dataset import Role
-from sapcli.datasets.images import Images
-from sapcli.errors import CheckpointError
+from sapcli.datasets.dataset import Dataset, Role
+from sapcli.datasets.images import Images, Remarks
+from sapcli.errors import ArchitectureError, CheckpointError
 from sapcli.machine.cache import Content
-from sapcli.machine.files import atomic_write
+from sapcli.repairs.artifact_files import read_outcomes, read_remarks, write_outcomes, write_remarks, write_trusted
+from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.repairs.model_and_data import ModelAndData
 from sapcli.repairs.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
@@ -39,6 +44,9 @@ class Samples:
 class Session(ModelAndData):
     """A checkpoint and a data folder with the stages of a repair as methods; what was made once is kept."""
 
+    _findings: tuple[Finding, ...] | None = None
+    _order_checked = False
+
     def _cache_key(self, fingerprint: str) -> dict[str, object]:
         """What every cached artifact depends on: the weights, how images are fed to them, and the images."""
         settings = self.settings
@@ -49,7 +57,7 @@ class Session(ModelAndData):
             "data": fingerprint,
             "device": settings.device.type,
             "batch_size": self.batch_size,
-            "torch": torch.__version__,
+            "versions": _versions(),
         }
 
     def _fetch_made_of(
@@ -62,9 +70,10 @@ class Session(ModelAndData):
         read: Callable[[Path], Content],
         write: Callable[[Content, Path], None],
     ) -> Content:
-        """A cached artifact that is made of these images, and with it which of them cannot be read.
+        """A cached artifact that is made of these images, and with it what was to be said of them while it was made.
 
-        So they are named, or stop the run, when the artifact is there already too; see `Cache.fetch` for the rest.
+        So images that cannot be read are named, or stop the run, when the artifact is there already too; see
+        `Cache.fetch` for the rest.
         """
         made = False
 
@@ -74,27 +83,93 @@ class Session(ModelAndData):
             made = True
             return content
 
-        def unreadable() -> dict[int, str]:
+        def remarks() -> Remarks:
             if not made:
                 for _ in images.batches(indices):
                     pass
-            return {index: images.unreadable[index] for index in indices if index in images.unreadable}
+            return images.remarks(indices)
 
         content = self.cache.fetch(kind, parts, make_here, read, write)
-        known = self.cache.fetch("unreadable", {**parts, "of": kind}, unreadable, _read_reasons, _write_reasons)
-        images.leave_out(known)
+        known = self.cache.fetch("remarks", {**parts, "of": kind}, remarks, read_remarks, write_remarks)
+        images.add_remarks(known)
         return content
+
+    def check_forward(self, dataset: Dataset, *, stop: bool) -> None:
+        """Look once, on a few images, whether the network is a function from an image to its logits; see `probe`.
+
+        What is found is said once. What was found for these weights before is remembered in the cache.
+
+        Args:
+            dataset: Whose images.
+            stop: Whether a network whose numbers would all be wrong is an error.
+
+        Raises:
+            ArchitectureError: Its logits depend on other images or on chance.
+        """
+        source = self.checkpoint.source
+        if self._findings is None:
+            self._findings = self.cache.fetch(
+                "probe",
+                self._cache_key(dataset.fingerprint),
+                make=lambda: probe(self.classifier, images_to_probe(dataset, self.architecture.preprocessing)),
+                read=read_findings,
+                write=write_findings,
+            )
+            for finding in self._findings:
+                finding.tell(source, self.progress)
+                if finding.fault is Fault.WRITES:
+                    self.classifier.copies_inputs = True
+        worst = next((finding for finding in self._findings if finding.fault.spoils_everything), None)
+        if stop and worst is not None:
+            raise ArchitectureError(f"{source}: {worst.text}", worst.advice)
+
+    def score(
+        self, images: Images, stage: str, indices: Sequence[int] | None = None, *, exact: bool = True
+    ) -> Outcomes:
+        """Run the classifier over images, after a look at whether it can be trusted; see `scoring.score`."""
+        self.check_forward(images.dataset, stop=False)
+        return super().score(images, stage, indices, exact=exact)
 
     def training_outcomes(self) -> Outcomes:
         """What the checkpoint's own weights make of every training image, need not be exactly, cached."""
         every = range(len(self.training.paths))
-        return self._outcomes(self.training_images, every, "scores", "scoring training images")
+        outcomes = self._outcomes(self.training_images, every, "scores", "scoring training images")
+        self.check_class_order(self.training, outcomes)
+        return outcomes
 
     def validation_outcomes(self, images: Images, indices: Sequence[int]) -> Outcomes:
         """What the checkpoint's own weights make of validation images, need not be exactly, cached."""
-        return self._outcomes(images, indices, "validation", "validating the unchanged model")
+        outcomes = self._outcomes(images, indices, "validation", "validating the unchanged model")
+        self.check_class_order(images.dataset, outcomes)
+        return outcomes
+
+    def answers(self, images: Images, indices: Sequence[int]) -> Outcomes:
+        """What the network makes of some images, need not be exactly, cached."""
+        return self._outcomes(images, indices, "order", "finding the order of the classes")
+
+    @property
+    def is_order_checked(self) -> bool:
+        """Whether the order of the classes was compared with the network's own answers."""
+        return self._order_checked
+
+    def check_class_order(self, dataset: Dataset, outcomes: Outcomes, *, stop: bool = True) -> None:
+        """Compare the order of the classes with the network's own answers, once in a run that stops.
+
+        Args:
+            dataset: The images.
+            outcomes: What the network made of them.
+            stop: Whether another order ends the run; it is a warning alone where a class map says the order.
+
+        Raises:
+            DatasetError: Another order explains the answers far better.
+        """
+        if stop and self._order_checked:
+            return
+        self._order_checked = self._order_checked or stop
+        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, stop=stop)
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
+        self.check_forward(images.dataset, stop=False)
         parts = self._cache_key(images.dataset.fingerprint) | {
             "dtype": str(self.fast_dtype),
             "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
@@ -105,8 +180,8 @@ class Session(ModelAndData):
             kind,
             parts,
             make=lambda: self.score(images, stage, indices, exact=False),
-            read=_read_outcomes,
-            write=_write_outcomes,
+            read=read_outcomes,
+            write=write_outcomes,
         )
 
     def select(self, settings: SelectionSettings) -> TrustedSet:
@@ -116,6 +191,8 @@ class Session(ModelAndData):
                 f"{settings.count:,} trusted samples are more than half of the {len(self.training.paths):,} training"
                 " images, wrong labels among them: a smaller -n leaves the doubtful ones out"
             )
+        if settings.strategy is not Strategy.RANDOM:
+            self.check_forward(self.training, stop=True)
         excluded = self._shared_with_validation()
         parts = self._cache_key(self.training.fingerprint) | {
             "count": settings.count,
@@ -124,16 +201,21 @@ class Session(ModelAndData):
             "dtype": str(self.fast_dtype) if settings.strategy is Strategy.LOSS else "",
             "excluded": sorted(excluded),
             "validation": "" if self.validation is None else self.validation.fingerprint,
+            # A list that is kept was made of classes in an order that the network's answers do not contradict.
+            "order": "stated" if self.source.class_map is not None else "checked",
         }
-        return self._fetch_made_of(
+        trusted = self._fetch_made_of(
             self.training_images,
             range(len(self.training.paths)) if settings.strategy is not Strategy.RANDOM else (),
             "trusted",
             parts,
             make=lambda: self._select(settings, excluded),
             read=lambda path: parse_trusted(path.read_text().splitlines(), str(path), self.training),
-            write=_write_trusted,
+            write=write_trusted,
         )
+        if settings.strategy is Strategy.LOSS and self.source.class_map is None:
+            self._order_checked = True
+        return trusted
 
     def _select(self, settings: SelectionSettings, excluded: frozenset[int]) -> TrustedSet:
         by_loss = settings.strategy is Strategy.LOSS
@@ -193,6 +275,7 @@ class Session(ModelAndData):
 
     def bases(self, samples: Samples) -> Bases:
         """The bases of all weights from the samples' activations, cached."""
+        self.check_forward(samples.images.dataset, stop=True)
         parts = self._cache_key(samples.images.dataset.fingerprint) | {
             "samples": samples.digest,
             "all_rows": self.settings.all_rows,
@@ -202,36 +285,76 @@ class Session(ModelAndData):
             samples.indices,
             "bases",
             parts,
-            make=lambda: collect_bases(
-                self.classifier,
-                samples.images,
-                samples.indices,
-                checkpoint=self.checkpoint.digest,
-                samples=samples.digest,
-                progress=self.progress,
-                all_rows=self.settings.all_rows,
+            make=lambda: replace(
+                collect_bases(
+                    self.classifier,
+                    samples.images,
+                    samples.indices,
+                    checkpoint=self.checkpoint.digest,
+                    samples=samples.digest,
+                    progress=self.progress,
+                    all_rows=self.settings.all_rows,
+                ),
+                origin=self._origin,
             ),
             read=read_bases,
             write=write_bases,
         )
 
+    @property
+    def _origin(self) -> Origin:
+        """What bases are made with here."""
+        architecture = self.architecture
+        settings = json.loads(json.dumps(architecture.preprocessing.to_settings()))
+        return Origin(settings, architecture.code_digest, self.training.fingerprint)
+
     def check_bases(self, bases: Bases, source: str) -> None:
-        """Make sure that `bases` were made from this checkpoint.
+        """Make sure that `bases` were made from this checkpoint as it is run here, and say where the rest differs.
 
         Raises:
-            CheckpointError: They were made from other weights.
+            CheckpointError: They were made from other weights, or of images that were prepared in another way.
         """
         again = "make them again with `sap activations` and this checkpoint"
         if bases.checkpoint != self.checkpoint.digest:
             raise CheckpointError(
                 f"{source} holds bases of other weights than those of {self.checkpoint.source}", again
             )
+        self._check_origin(bases.origin, source)
         elements = {name: tensor.numel() for name, tensor in self.classifier.module.named_parameters()}
         for name in bases.pieces:
             if not bases.fit(name, elements.get(name, 0)):
                 raise CheckpointError(
                     f"{source} holds bases of a layer {name} that {self.checkpoint.source} has not", again
                 )
+
+    def _check_origin(self, origin: Origin | None, source: str) -> None:
+        """Refuse bases of other preprocessing, and warn of those of other code or data."""
+        if origin is None:
+            self.progress.warn(
+                f"{source} does not say with which preprocessing, code and data it was made, so it cannot be checked"
+                " that they are those of this run"
+            )
+            return
+        here = self._origin
+        there = origin.preprocessing
+        different = sorted(
+            key for key in there.keys() | here.preprocessing if there.get(key) != here.preprocessing.get(key)
+        )
+        if different:
+            named = "; ".join(
+                f"{reprlib.repr(key)} {reprlib.repr(there.get(key))} there, {here.preprocessing.get(key)!r} here"
+                for key in different[:3]
+            )
+            raise CheckpointError(
+                f"{source} holds bases of images that were prepared in another way: {named}",
+                "give the same preprocessing options, or make the bases again with `sap activations`",
+            )
+        if origin.code != here.code:
+            self.progress.warn(
+                f"{source} was made with other code of the network than that of {self.architecture.name}"
+            )
+        if origin.data != here.data:
+            self.progress.warn(f"{source} was made with other training images, labels or classes than those given here")
 
     def plan(self, bases: Bases, settings: ProjectionSettings) -> LayerPlan:
         """Which weights are projected."""
@@ -251,6 +374,17 @@ class Session(ModelAndData):
         )
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    """The versions of what decodes images, builds networks and computes."""
+    found = {"torch": str(torch.__version__)}
+    for package in ("timm", "torchvision", "pillow", "numpy"):
+        # What was put on the path by hand has no version that is known.
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def _identity(path: str) -> tuple[int, int] | None:
     """Device and file number, the same for all names of one file; `None` for a file that is gone."""
     try:
@@ -258,25 +392,3 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _write_reasons(unreadable: Mapping[int, str], path: Path) -> None:
-    with atomic_write(path) as handle:
-        handle.write(json.dumps(unreadable).encode())
-
-
-def _read_reasons(path: Path) -> dict[int, str]:
-    return {int(index): reason for index, reason in json.loads(path.read_text()).items()}
-
-
-def _write_outcomes(outcomes: Outcomes, path: Path) -> None:
-    write_safetensors(path, vars(outcomes))
-
-
-def _read_outcomes(path: Path) -> Outcomes:
-    return Outcomes(**{name: column.clone() for name, column in load_file(path).items()})
-
-
-def _write_trusted(trusted: TrustedSet, path: Path) -> None:
-    with atomic_write(path) as handle:
-        handle.write(trusted.to_json_lines().encode("utf-8", "surrogateescape"))

@@ -36,7 +36,7 @@ from sapcli.reports.schema import (
     Skipped,
     Suspicion,
 )
-from sapcli.settings import Importance, ProjectionSettings
+from sapcli.settings import ProjectionSettings
 
 # Two-sided 95% quantile of the normal distribution.
 _Z95 = 1.959963984540054
@@ -209,7 +209,7 @@ def _search(repair: Repair, settings: ProjectionSettings) -> Search:
         samples=choice.samples,
         attempts=tuple(_attempt(trial, trial.samples or choice.samples) for trial in choice.trials),
         unchanged=None if unchanged is None else wilson(unchanged, choice.samples),
-        log_scale=settings.importance is not Importance.GPM,
+        log_scale=not settings.importance.takes_fraction,
     )
 
 

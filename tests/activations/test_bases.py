@@ -13,7 +13,8 @@ from support.brute_force import ALPHA, expect, relative_difference
 from support.samples import classifier_of, folder_of, images_of
 from torch import Tensor, nn
 
-from sapcli.activations.bases import Bases, Piece, SecondMoments, collect_bases, read_bases, write_bases
+from sapcli.activations.bases import Bases, Piece, SecondMoments, collect_bases
+from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.moments import Basis
 from sapcli.activations.rows import WeightView
 from sapcli.activations.scoring import Classifier
@@ -134,7 +135,7 @@ def test_the_file_says_what_it_is(classifier, images, tmp_path):
         assert file.get_tensor("convolution.weight.vectors").shape == (3, 9, 9)
         assert file.get_tensor("packed#2.values").dtype == torch.float64
     assert (metadata["sap.format"], metadata["sap.checkpoint"], metadata["sap.samples"]) == (
-        "sap.bases/1", "weights", "images",
+        "sap.bases/2", "weights", "images",
     )  # fmt: skip
     assert json.loads(metadata["sap.weights"])["head.weight"][0]["rows"] == 9
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
+from decimal import Decimal, localcontext
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from support.pretended_gpu import pretended_gpu
 from support.samples import PREPROCESSING, classifier_of, folder_of, images_of
 from torch import Tensor, nn
 
-from sapcli.activations.scoring import normalise, score
+from sapcli.activations.scoring import cross_entropies, normalise, score
 from sapcli.errors import ArchitectureError, NumericsError
 from sapcli.machine.progress import SilentProgress
 
@@ -48,7 +53,7 @@ def test_outcomes_of_every_sample(tmp_path, module, batch_size):
     labels = torch.tensor([0] * 3 + [1] * 4 + [2] * 2)
     assert outcomes.indices.tolist() == list(range(9))
     assert torch.equal(outcomes.labels, labels)
-    torch.testing.assert_close(outcomes.losses, F.cross_entropy(logits, labels, reduction="none"))
+    torch.testing.assert_close(outcomes.losses, F.cross_entropy(logits.double(), labels, reduction="none"))
     assert torch.equal(outcomes.predictions, logits.argmax(1))
     torch.testing.assert_close(outcomes.confidences, logits.softmax(1).amax(1))
     ranks = [int((row > row[label]).sum()) for row, label in zip(logits, labels, strict=True)]
@@ -97,8 +102,69 @@ def test_outputs_that_are_no_logits(output, found):
 def test_a_nan_names_the_image(tmp_path):
     output = torch.zeros(3, 2)
     output[1, 1] = float("nan")
-    with pytest.raises(NumericsError, match="NaN for image number 1"):
+    with pytest.raises(NumericsError, match="NaN or infinite for image number 1"):
         score(classifier_of(Returns(output)), images_of(folder_of(tmp_path, {"a": 2, "b": 1})), SilentProgress(), "s")
+
+
+def reference_loss(logits: Tensor, label: int) -> float:
+    """The cross-entropy in decimal arithmetic of 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        exponentials = [(Decimal(logit) - Decimal(logits[label].item())).exp() for logit in logits.tolist()]
+        return float(sum(exponentials, Decimal(0)).ln())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_losses_of_a_sure_model_tell_samples_apart(device, tmp_path):
+    images = images_of(folder_of(tmp_path, {"a": 7, "b": 0, "c": 0}), 7)
+    logits = torch.tensor(
+        [[20.0, 0, 0], [40.0, 1, 0], [90.0, 1, 2], [300.0, 0, 0], [0.0, 40, 0], [1.0, 1, 1], [-3e4, 2, 2]]
+    )
+    labels = torch.zeros(len(logits), dtype=torch.int64)
+    place = torch.device(device) if device == "cpu" else torch.device(device, 0)
+    with nullcontext() if device == "cpu" else pretended_gpu(place):
+        output = Returns(logits.to(place))
+        classifier = classifier_of(output, 3)
+        classifier.device = place
+        losses = score(classifier, images, SilentProgress(), "scoring").losses
+    assert losses.dtype == torch.float64
+    expected = [reference_loss(row, 0) for row in logits]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-12)
+    # In float32 the first five are 0 or tied.
+    assert len(set(F.cross_entropy(logits, labels, reduction="none").tolist())) < len(set(losses.tolist()))
+
+
+def test_losses_have_the_gradients_of_cross_entropy():
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    (found,) = torch.autograd.grad(cross_entropies(logits, labels).sum(), logits)
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_masked_classes_and_a_single_class_have_losses():
+    masked = torch.tensor([[1.0, -torch.inf, 0.5], [-torch.inf, -torch.inf, 0.0]])
+    losses = cross_entropies(masked, torch.tensor([0, 2]))
+    assert losses.tolist() == pytest.approx([math.log1p(math.exp(-0.5)), 0])
+    assert cross_entropies(torch.tensor([[3.0], [-1.0]]), torch.tensor([0, 0])).tolist() == [0, 0]
+
+
+def test_ties_are_counted_and_the_first_of_equals_is_predicted(tmp_path):
+    output = torch.tensor([[1.0, 2.0, 2.0], [3.0, 3.0, 3.0], [1.0, 1.0, 5.0]])
+    folder = folder_of(tmp_path, {"a": 1, "b": 1, "c": 1})
+    outcomes = score(classifier_of(Returns(output), 3), images_of(folder), SilentProgress(), "scoring")
+    assert outcomes.predictions.tolist() == [1, 0, 2]
+    assert outcomes.ranks.tolist() == [2, 0, 0]
+    assert outcomes.ties.tolist() == [1, 3, 1]
+
+
+def test_logits_that_differ_less_than_their_probabilities_tell_are_told_apart(tmp_path):
+    output = torch.tensor([[0.0, 1e-9, -5.0]])
+    assert output.softmax(1)[0, 0] == output.softmax(1)[0, 1]
+    folder = folder_of(tmp_path, {"a": 1, "b": 0, "c": 0})
+    outcomes = score(classifier_of(Returns(output), 3), images_of(folder), SilentProgress(), "scoring")
+    assert outcomes.predictions.tolist() == [1]
+    assert outcomes.ranks.tolist() == [1]
 
 
 class Picky(nn.Module):

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from sapcli.activations.bases import Bases, Piece, read_bases, write_bases
+from sapcli.activations.bases import Bases, Piece
+from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.moments import Basis
 from sapcli.activations.rows import WeightView
 from sapcli.checkpoints.checkpoint import open_checkpoint
@@ -69,6 +70,7 @@ def test_bases_with_any_metadata(folder: Path, key: str, value: object) -> None:
         "sap.samples": "",
         "sap.weights": "{}",
         "sap.skipped": "{}",
+        "sap.gains": "{}",
         "sap.facts": '{"per_class": [], "contradicted": 0, "contents": ""}',
     }
     path = folder / "metadata.safetensors"
@@ -89,6 +91,7 @@ def test_bases_with_any_geometry(folder: Path, entry: dict[str, object]) -> None
         "sap.samples": "",
         "sap.weights": json.dumps({"a": [valid | entry]}),
         "sap.skipped": "{}",
+        "sap.gains": "{}",
         "sap.facts": '{"per_class": [], "contradicted": 0, "contents": ""}',
     }
     save_file({"a.vectors": torch.ones(1, 1, 1), "a.values": torch.ones(1, 1)}, path, metadata)

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from sapcli.checkpoints.checkpoint import Checkpoint, Form, candidate_prefixes, open_checkpoint, refuse_quantised
+from sapcli.checkpoints.checkpoint import Checkpoint, Form, open_checkpoint, refuse_quantised
+from sapcli.checkpoints.entry_names import candidate_prefixes
 from sapcli.errors import CheckpointError, SapError
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 from collections import OrderedDict
@@ -83,7 +84,8 @@ def test_the_classes_that_a_training_script_saved(
 ) -> None:
     torch.save({"model_state_dict": WEIGHTS, **beside}, tmp_path / "file.pt")
     with (tmp_path / "file.pt").open("rb") as handle:
-        assert read_pickled(handle, tmp_path / "file.pt", "the file")[1] == names
+        described = read_pickled(handle, tmp_path / "file.pt", "the file")[1]
+    assert tuple(json.loads(described.get("label_names", "[]"))) == names
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
@@ -144,7 +146,7 @@ def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
 
 
 BAD = {
-    "a network": (torch.nn.Linear(2, 2), "Unsupported global"),
+    "a network": (torch.nn.Linear(2, 2), "it holds an object of"),
     "a tensor": (torch.ones(2), "holds a Tensor, expected a state dict"),
     "a number": (5, "holds a int"),
     "one name twice": ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, "two tensors that are called 'a.b'"),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import typer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,8 +25,10 @@ from support.digits import SIZES, Trained
 from support.processes import SAP, sap
 from support.small_project import Outcome, Project, make_project, run_here, without_privileges
 
+from sapcli.commands.app import app
+
 COUNT = ("-n", "60")
-COMMANDS = ("select", "activations", "project", "eval", "demo", "cache")
+COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -428,10 +431,12 @@ def test_a_corrected_file_remembers_the_order_of_the_classes(colours: Project, t
     assert run_here("project", colours.checkpoint, *_own(colours), *common).status == 0
     with safe_open(output, "pt") as file:
         assert json.loads(file.metadata()["sap.label_names"]) == ["red", "blue", "green"]
-    told, remembered = (run_here("suspects", output, *_own(colours), *extra) for extra in (("--class-map", order), ()))
+    told, remembered = (run_here("eval", output, *_own(colours), *extra) for extra in (("--class-map", order), ()))
     assert remembered.stdout == told.stdout
-    # The order is wrong, so that nearly all labels are contradicted.
+    # The order is wrong, so that nearly all labels are contradicted: where only the file says it, that is an error.
     assert "hardly better than guessing" in remembered.stderr
+    assert run_here("suspects", output, *_own(colours), "--class-map", order).status == 0
+    assert run_here("suspects", output, *_own(colours)).status == 1
 
 
 def test_numbers_in_an_order_of_their_own_are_remembered(colours: Project, tmp_path: Path) -> None:

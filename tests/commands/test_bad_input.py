@@ -262,7 +262,9 @@ CHECKPOINTS = [
     case("half the data", truncated(4000), says="cut off"),
     case("all but the last byte", truncated(-1), says="cut off"),
     case("bytes after the end", lambda project: project.checkpoint.open("ab").write(b"more"), says="4 bytes after"),
-    case("header too long for any file", raw_header(b"{}", 2**63), says="header would have"),
+    case(
+        "header too long for any file", raw_header(b"{}", 2**63), says="is not a safetensors file, nor one of PyTorch's"
+    ),
     case("header longer than the file", raw_header(b"{}", 1000), says="cut off"),
     case("header is no JSON", raw_header(b'{"a": nothing}'), says="not valid JSON"),
     case("header is not UTF-8", raw_header(b'{"\xff": 1}'), says="not valid JSON"),
@@ -336,7 +338,7 @@ CHECKPOINTS = [
         file_with("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
         says="Git LFS",
     ),
-    case("HTML page", file_with("model.safetensors", "<!DOCTYPE html><html></html>"), says="not a safetensors file"),
+    case("HTML page", file_with("model.safetensors", "<!DOCTYPE html><html></html>"), says="is a web page"),
     command("folder without a checkpoint", nothing, "eval", "data", "data", *COMMON, says="without a .safetensors"),
     command(
         "folder with two checkpoints",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from support.data_folders import CLASSES, label_of, opened, write_classes
 
+from sapcli.datasets.classes import FoundClasses, resolve_class_names
 from sapcli.datasets.dataset import Role
 from sapcli.errors import DatasetError
 
@@ -99,3 +101,12 @@ def test_imagenet_ids_for_a_model_of_a_few_imagenet_classes(tmp_path: Path) -> N
     dataset = opened(tmp_path, num_classes=2, label_names=("goldfish", "tench"))
     assert label_of(dataset, "n01440764/0.png") == "tench"
     assert label_of(dataset, "n01443537/0.png") == "goldfish"
+
+
+def test_numbers_in_a_class_map_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    names = [str(number) for number in range(12)]
+    class_map = tmp_path / "map.json"
+    class_map.write_text(json.dumps({f"folder {name}": name for name in reversed(names)}))
+    found = FoundClasses(tmp_path, tuple(sorted(f"folder {name}" for name in names)), None)
+    resolved = resolve_class_names(12, found, class_map=class_map)
+    assert [resolved.position(f"folder {name}") for name in names] == list(range(12))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.data_folders import opened, write_image
 
+import sapcli.datasets.file_digests
 from sapcli.datasets.contents import contents_of, find_contents, from_text, to_text
 from sapcli.datasets.dataset import Dataset, Role
 
@@ -42,7 +43,7 @@ def test_only_files_of_a_fitting_size_are_read(dataset: Dataset, monkeypatch: py
     (dataset.root / dataset.paths[0]).write_bytes(b"short")
     for path in dataset.paths[1:]:
         (dataset.root / path).write_bytes(b"longer than it was before, and no image any more" * 40)
-    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("a file was read"))
+    monkeypatch.setattr(sapcli.datasets.file_digests, "_read", lambda _: pytest.fail("a file was read"))
     assert find_contents(dataset, contents) == {}
 
 

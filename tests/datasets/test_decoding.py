@@ -15,19 +15,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from timm.data import create_transform
+from torchvision.datasets import ImageFolder
 
-from sapcli.datasets.decoding import Decoder, Pixels
+import sapcli.datasets.decoding
+from sapcli.datasets.decoding import Decoded, Decoder, Pixels, Scaling, Treatment
 from sapcli.errors import UsageError
 from sapcli.networks.preprocessing import Preprocessing
+from sapcli.settings import Exif
 
 PLAIN = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "center", "the tests")
 GREY = replace(PLAIN, input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
 
 
 def decoded(path: Path, preprocessing: Preprocessing = PLAIN) -> Pixels:
-    (pixels,) = Decoder(path.parent, preprocessing)([path.name])
-    assert not isinstance(pixels, str), pixels
-    return pixels
+    (image,) = Decoder(path.parent, preprocessing)([path.name])
+    assert not isinstance(image, str), image
+    return image.pixels
+
+
+def treatment(path: Path) -> Treatment:
+    (image,) = Decoder(path.parent, PLAIN)([path.name])
+    assert isinstance(image, Decoded)
+    return image.treatment or Treatment()
 
 
 def reason(path: Path, preprocessing: Preprocessing = PLAIN) -> str:
@@ -108,7 +117,9 @@ def test_a_large_jpeg_is_read_in_a_smaller_size(tmp_path: Path, form: str, orien
     exif = Image.Exif()
     exif[0x0112] = orientation
     photograph(1448, 1000).save(tmp_path / "a.jpg", form, quality=95, exif=exif)
-    preprocessing = replace(PLAIN, input_size=(3, 48, 64), interpolation="bicubic", crop_mode=crop_mode)
+    preprocessing = replace(
+        PLAIN, input_size=(3, 48, 64), interpolation="bicubic", crop_mode=crop_mode, exif=Exif.APPLY
+    )
     found = decoded(tmp_path / "a.jpg", preprocessing).astype(int)
     expected = timm_pixels(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")), preprocessing).astype(int)
     difference = np.abs(found - expected)
@@ -164,6 +175,92 @@ def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path, suffix: str) -> Non
     np.testing.assert_array_equal(decoded(tmp_path / f"a{suffix}", GREY)[0], np.round(values / 257))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_eight_bits_stored_in_more_are_what_the_usual_loader_sees(tmp_path: Path, suffix: str, dtype: type) -> None:
+    if suffix != ".tif" and dtype is np.int32:
+        pytest.skip("the format has no 32 bits")
+    values = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(dtype)
+    (tmp_path / "cat").mkdir()
+    path = tmp_path / "cat" / f"a{suffix}"
+    Image.fromarray(values).save(path)
+    ((theirs, _label),) = ImageFolder(str(tmp_path))
+    np.testing.assert_array_equal(decoded(path), np.asarray(theirs).transpose(2, 0, 1))
+    assert treatment(path) == Treatment(Scaling.AS_THEY_ARE, float(values.max()))
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "scaling"),
+    [
+        (0.0, 1.0, Scaling.UNIT),
+        (0.25, 0.5, Scaling.UNIT),
+        (0.0, 255.0, Scaling.AS_THEY_ARE),
+        (0.0, 60000.0, Scaling.SIXTEEN_BITS),
+        (-1.0, 1.0, Scaling.OWN_RANGE),
+        (-3e30, 3e30, Scaling.OWN_RANGE),
+        (0.0, 1e5, Scaling.OWN_RANGE),
+    ],
+)
+def test_floats_are_scaled_by_their_range(tmp_path: Path, lowest: float, highest: float, scaling: Scaling) -> None:
+    values = np.linspace(lowest, highest, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    exact = values.astype(np.float64)
+    expected = {
+        Scaling.UNIT: exact * 255,
+        Scaling.AS_THEY_ARE: exact,
+        Scaling.SIXTEEN_BITS: exact / 257,
+        Scaling.OWN_RANGE: (exact - exact.min()) / (exact.max() - exact.min()) * 255,
+    }[scaling]
+    np.testing.assert_allclose(decoded(tmp_path / "a.tif", GREY)[0], expected, atol=0.5 + 1e-6)
+    assert treatment(tmp_path / "a.tif").scaling is scaling
+
+
+@pytest.mark.parametrize("values", [[-1000, 3000], [0, 65536], [-(2**31), 2**31 - 1]])
+def test_integers_beyond_16_bits_take_their_own_range(tmp_path: Path, values: list[int]) -> None:
+    Image.fromarray(np.repeat(np.array([values], np.int32), 2, axis=0)).resize((8, 8), 0).save(tmp_path / "a.tif")
+    found = decoded(tmp_path / "a.tif", GREY)[0]
+    assert (found[:, :4] == 0).all()
+    assert (found[:, 4:] == 255).all()
+    assert treatment(tmp_path / "a.tif") == Treatment(Scaling.OWN_RANGE, float(values[1]))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_no_numbers_are_unreadable(tmp_path: Path, number: float) -> None:
+    values = np.zeros((8, 8), np.float32)
+    values[3, 4] = number
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert "NaN or an infinity" in reason(tmp_path / "a.tif")
+
+
+def test_a_black_image_tells_nothing_of_how_the_others_are_meant(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "a.png")
+    assert not decoded(tmp_path / "a.png").any()
+    assert treatment(tmp_path / "a.png") == Treatment()
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("I;16", "png"), ("F", "tif"), ("I", "tif"), ("RGBA", "png"), ("P", "gif"), ("L", "jpg")]
+)
+def test_strips_make_the_same_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, form: str) -> None:
+    picture = photograph(96, 64)
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    elif mode != "RGB":
+        picture = picture.convert(mode)
+    picture.save(tmp_path / f"a.{form}")
+    preprocessing = replace(PLAIN, input_size=(3, 8, 10), exif=Exif.APPLY)
+    whole = decoded(tmp_path / f"a.{form}", preprocessing).astype(int)
+    monkeypatch.setattr(sapcli.datasets.decoding, "_NO_COPY", 1)
+    monkeypatch.setattr(sapcli.datasets.decoding, "_STRIP", 96 * 7)
+    in_strips = decoded(tmp_path / f"a.{form}", preprocessing).astype(int)
+    difference = np.abs(in_strips - whole)
+    assert 0 < difference.max() <= 16
+    assert difference.mean() < 3
+    # Where nothing can be left out, the strips are the picture.
+    monkeypatch.setattr(sapcli.datasets.decoding, "_TIMES_THE_SIZE", 100)
+    np.testing.assert_array_equal(decoded(tmp_path / f"a.{form}", preprocessing), whole)
+
+
 def test_channels_of_the_model(tmp_path: Path) -> None:
     noise(8, 8, 4).save(tmp_path / "a.png")
     assert decoded(tmp_path / "a.png", GREY).shape == (1, 8, 8)
@@ -173,23 +270,52 @@ def test_channels_of_the_model(tmp_path: Path) -> None:
         Decoder(tmp_path, replace(PLAIN, input_size=(5, 8, 8)))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
-    upright = noise(8, 8)
-    stored = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
+ORIENTATIONS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_exif_rotation_is_undone_where_asked_for(tmp_path: Path, suffix: str, orientation: int) -> None:
+    upright, stored = noise(8, 8), ORIENTATIONS[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    (upright if stored is None else upright.transpose(stored)).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(decoded(tmp_path / "a.png"), np.asarray(upright).transpose(2, 0, 1))
+    options = {"lossless": True} if suffix == ".webp" else {}
+    path = tmp_path / f"a{suffix}"
+    (upright if stored is None else upright.transpose(stored)).save(path, exif=exif, **options)
+    found = decoded(path, replace(PLAIN, exif=Exif.APPLY))
+    np.testing.assert_array_equal(found, np.asarray(upright).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_exif_rotation_is_otherwise_what_the_usual_loader_makes_of_it(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "cat").mkdir()
+    path = tmp_path / "cat" / f"a{suffix}"
+    noise(8, 8).save(path, exif=exif)
+    ((theirs, _label),) = ImageFolder(str(tmp_path))
+    np.testing.assert_array_equal(decoded(path), np.asarray(theirs).transpose(2, 0, 1))
+    # Pillow itself turns TIFF files.
+    assert treatment(path).oriented == (orientation != 1 and suffix != ".tif")
+
+
+def test_damaged_exif_data_is_no_reason_to_leave_an_image_out(tmp_path: Path) -> None:
+    noise(8, 8).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).transpose(2, 0, 1)
+    for exif in Exif:
+        np.testing.assert_array_equal(decoded(tmp_path / "a.jpg", replace(PLAIN, exif=exif)), expected)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
@@ -256,4 +382,4 @@ def test_damage_anywhere_gives_pixels_or_a_reason(
     path = tmp_path / "a.png"
     path.write_bytes(content[: start + len(garbage)] if cut else content)
     (result,) = Decoder(tmp_path, PLAIN)(["a.png"])
-    assert (result.shape == (3, 8, 8)) if isinstance(result, np.ndarray) else result
+    assert (result.pixels.shape == (3, 8, 8)) if isinstance(result, Decoded) else result

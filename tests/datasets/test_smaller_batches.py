@@ -153,7 +153,7 @@ def test_statistics_are_those_of_the_smaller_batches(folder: Path, images: Image
     expected, found = narrow(), narrow(5)
     reestimate(classifier_of(expected), images_of(folder), range(19), progress, "re-estimating", batch_size=4)
     assert progress.said == []
-    size = reestimate(classifier_of(found), images, range(19), progress, "re-estimating", batch_size=16)
+    size = reestimate(classifier_of(found), images, range(19), progress, "re-estimating", batch_size=16).batch_size
     assert size == 4
     assert len(progress.said) == 2
     for name, buffer in expected.state_dict().items():

@@ -10,7 +10,7 @@ import torch
 from support.networks import save
 
 from sapcli.errors import ArchitectureError
-from sapcli.networks.description import Description, describe, metadata_of
+from sapcli.networks.description import Description, _label_names, describe, metadata_of
 
 TENSORS = {"weight": torch.ones(2)}
 TIMM = {"architecture": "resnet18", "model_args": {"in_chans": 1}, "pretrained_cfg": {"crop_pct": 0.5}}
@@ -86,3 +86,73 @@ def test_a_configuration_of_another_form_is_an_error(tmp_path: Path, config: dic
     with pytest.raises(ArchitectureError) as raised:
         describe(save(TENSORS, tmp_path, config=config), None)
     assert says in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"model_type": "vit", "id2label": {"0": "b", "1": "a"}}, "id2label"),
+        ({"label2id": {"b": 0, "a": 1}}, "label2id"),
+        ({"class_to_idx": {"a": "1", "b": "0"}}, "class_to_idx"),
+        ({"names": {"1": "a", "0": "b"}}, "names"),
+        ({"meta": {"CLASSES": ["b", "a"]}}, "meta.CLASSES"),
+        ({"hyper_parameters": {"idx_to_class": {"0": "b", "1": "a"}}}, "hyper_parameters.idx_to_class"),
+    ],
+)
+def test_the_classes_as_other_tools_write_them(tmp_path: Path, config: dict[str, object], key: str) -> None:
+    for place in ("config", "metadata"):
+        (tmp_path / place).mkdir()
+    for number, checkpoint in enumerate(
+        (
+            save(TENSORS, tmp_path / "config", config=config),
+            save(TENSORS, tmp_path / "metadata", {name: json.dumps(value) for name, value in config.items()}),
+        )
+    ):
+        description = describe(checkpoint, "some.module:factory")
+        assert description.label_names == ("b", "a")
+        assert description.named_classes[0].source == f"{key} of {('config.json', 'the metadata')[number]}"
+        assert not description.named_classes[0].binding
+
+
+def test_label_names_go_before_all_others(tmp_path: Path) -> None:
+    config = {"id2label": {"0": "x", "1": "y"}, "label_names": ["a", "b"]}
+    description = describe(save(TENSORS, tmp_path, {"names": '["p", "q", "r"]'}, config), None)
+    assert [found.names for found in description.named_classes] == [("a", "b"), ("x", "y"), ("p", "q", "r")]
+    assert description.named_classes[0].binding
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [str(number) for number in range(100_000)],
+        [f"class {number}" for number in range(100_000)],
+        {str(number): f"n{number:08}" for number in range(100_000)},
+    ],
+    ids=["numbers", "names", "an object"],
+)
+def test_many_label_names_are_handled_in_linear_time(labels: list[str] | dict[str, str]) -> None:
+    compared = 0
+
+    class Counted(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)  # type: ignore[no-any-return]
+
+    counted = (
+        {key: Counted(name) for key, name in labels.items()} if isinstance(labels, dict) else list(map(Counted, labels))
+    )
+    names = _label_names(counted, "config.json")
+    assert len(names) == 100_000
+    assert compared < 500_000
+
+
+@pytest.mark.parametrize("position", [0, 1, 99_998])
+def test_a_label_name_that_occurs_twice_is_named(position: int) -> None:
+    labels = [f"class {number}" for number in range(100_000)]
+    labels[-1] = labels[position]
+    with pytest.raises(ArchitectureError, match=f"'class {position}' twice"):
+        _label_names(labels, "config.json")

@@ -86,3 +86,24 @@ def test_a_default_device_that_a_script_sets_does_not_outlive_its_import(tmp_pat
     network = find_factory(f"{file}:factory").build({})
     assert torch.get_default_device() == torch.device("cpu")
     assert network.weight.device == torch.zeros(1).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "hf-hub:timm/resnet18.a1_in1k",
+        "hf_hub:timm/resnet18.a1_in1k",
+        "timm/resnet18.a1_in1k",
+        "hf-hub:resnet18.a1_in1k",
+    ],
+)
+def test_the_names_of_the_hub_for_timm(spec: str) -> None:
+    assert find_factory(spec).name == find_factory("timm:resnet18.a1_in1k").name
+    assert not runs_own_code(spec)
+
+
+@pytest.mark.parametrize("spec", ["hf-hub:someone/resnet18-of-mine", "hf-hub:timm/resnet_of_tomorrow", "timm/"])
+def test_other_names_of_the_hub_are_not_fetched(spec: str) -> None:
+    assert not runs_own_code(spec)
+    with pytest.raises(ArchitectureError, match="no architecture named"):
+        find_factory(spec)

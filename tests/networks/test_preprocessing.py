@@ -7,7 +7,7 @@ import math
 import pytest
 import torchvision
 
-from sapcli.errors import ArchitectureError
+from sapcli.errors import ArchitectureError, SapError, UsageError
 from sapcli.networks.factories import find_factory
 from sapcli.networks.preprocessing import Settings, resolve_preprocessing
 from sapcli.settings import PreprocessingOverrides
@@ -76,3 +76,38 @@ def test_torchvision_resizes_to_the_same_pixels_as_its_published_weights(name: s
     transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     assert preprocessing.input_size == (3, *transforms.crop_size * 2)
     assert math.floor(preprocessing.input_size[1] / preprocessing.crop_pct) == transforms.resize_size[0]
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize("source", ["option", "config.json"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {key: tuple(255 * value for value in numbers) for key, numbers in IMAGENET.items()},
+        {"mean": (103.94, 116.78, 123.68), "std": (1.0, 1.0, 1.0)},
+        {"mean": (0.5, 0.5, 0.5), "std": (127.5, 127.5, 127.5)},
+        {"mean": (127.5,), "std": (0.5,)},
+    ],
+)
+def test_mean_and_std_of_0_to_255(source: str, values: dict[str, tuple[float, ...]]) -> None:
+    given = {"input_size": (3, 8, 8), **values}
+    overrides = PreprocessingOverrides(**(given if source == "option" else {}))
+    with pytest.raises(SapError, match=r"0 to 255.*\[0, 1\]") as caught:
+        resolve_preprocessing("net", [Settings("config.json", given)], overrides)
+    assert isinstance(caught.value, UsageError if source == "option" else ArchitectureError)
+    # What the hint proposes are the right values: the same images look the same with them.
+    words = caught.value.hint.rstrip(".").split()
+    proposed = {
+        key: tuple(float(value) for value in words[words.index(f"--{key}") + 1].split(",")) for key in ("mean", "std")
+    }
+    for key, numbers in values.items():
+        for value, divided in zip(numbers * (3 // len(numbers)), proposed[key], strict=True):
+            assert divided == pytest.approx(value / 255 if value >= 1 else value, rel=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.0,), (1.0,)), ((1.0,), (0.5,)), ((0.0,), (1 / 255,)), ((0.5,), (0.5,))])
+def test_mean_and_std_of_unit_range(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    found = resolve_preprocessing("net", [], PreprocessingOverrides(input_size=(3, 8, 8), mean=mean, std=std))
+    assert (found.mean, found.std) == (mean * 3, std * 3)

@@ -83,6 +83,19 @@ def test_the_lowest_of_each_class_and_the_earlier_of_equals():
     assert class_balanced_lowest(scores, labels, [3, 0]).tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("classes", [1, 7, 300])
+def test_the_lowest_of_each_class_against_a_plain_sort(classes):
+    generator = torch.Generator().manual_seed(classes)
+    scores = torch.randint(0, 50, (1000,), generator=generator).double()  # with many ties
+    labels = torch.randint(0, classes, (1000,), generator=generator)
+    counts = torch.randint(0, 9, (classes,), generator=generator).tolist()
+    expected = []
+    for position, count in enumerate(counts):
+        members = [index for index in range(1000) if labels[index] == position]
+        expected += sorted(members, key=lambda index: (float(scores[index]), index))[:count]
+    assert class_balanced_lowest(scores, labels, counts).tolist() == sorted(expected)
+
+
 def test_selection_says_what_is_short(dataset):
     notes = Notes()
     scores = torch.arange(9).flip(0).float()
@@ -94,6 +107,16 @@ def test_selection_says_what_is_short(dataset):
     assert notes.said == ["classes with fewer samples than an even share of 6: owl (1); the others give more"]
     assert select_lowest(dataset, torch.arange(9), scores, 99, None, notes).indices == tuple(range(9))
     assert notes.said[-1] == "9 trusted samples instead of 99: there are no more"
+
+
+def test_losses_far_below_a_millionth_choose_and_are_told(dataset):
+    losses = torch.tensor([5e-12, 3e-14, 2e-9, 4e-20, 1e-13, 0.5, 1.23456789, 1e-30, 9.0], dtype=torch.float64)
+    chosen = select_lowest(dataset, torch.arange(9), losses, 5, losses, SilentProgress())
+    assert chosen.indices == (1, 3, 5, 7, 8)
+    assert [sample.loss for sample in chosen.samples] == [3e-14, 4e-20, 0.5, 1e-30, 9.0]
+    whole = select_lowest(dataset, torch.arange(9), losses, 9, losses, SilentProgress())
+    assert whole.samples[6].loss == 1.234568
+    assert parse_trusted(whole.to_json_lines().splitlines(), "list", dataset) == whole
 
 
 def test_only_candidates_are_selected(dataset):

@@ -29,6 +29,7 @@ def _outcomes(labels: list[int], predictions: list[int]) -> Outcomes:
         torch.tensor(predictions),
         torch.ones(count),
         torch.zeros(count, dtype=torch.int64),
+        torch.ones(count, dtype=torch.int64),
     )
 
 

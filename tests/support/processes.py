@@ -15,14 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.small_project import Outcome, Project
+from support.untouched import Contents, check_untouched, contents_of
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["sapcli.commands.app", "sapcli.commands.project", "sapcli.commands.inspect", "timm.data"]
+    ["sapcli.commands.entry", "sapcli.commands.project", "sapcli.commands.inspect", "timm.data"]
 )
 
 
@@ -45,6 +46,7 @@ class Run:
     stdin: Path
     stdout: Path
     stderr: Path
+    inputs: Contents = field(default_factory=dict, repr=False)
 
     @property
     def pid(self) -> int:
@@ -53,7 +55,7 @@ class Run:
         return self.process.pid
 
     def wait(self, seconds: float = 120.0) -> int:
-        """Its exit status, negative for the signal that ended it, once it and its workers are gone."""
+        """Its exit status, negative for the signal that ended it, once it and its workers are gone; its inputs stay."""
         self.process.join(seconds)
         status = self.process.exitcode
         assert status is not None, f"still running after {seconds} s: {self.said()}"
@@ -61,6 +63,7 @@ class Run:
         while _lives(self.pid):
             assert time.monotonic() < deadline, "its workers outlive it"
             time.sleep(0.005)
+        check_untouched(self.inputs)
         return status
 
     def said(self) -> str:
@@ -69,7 +72,12 @@ class Run:
 
 
 def start(
-    folder: Path, arguments: Sequence[str | Path], prepare: Callable[[], object] | None = None, stdin: bytes = b""
+    folder: Path,
+    arguments: Sequence[str | Path],
+    prepare: Callable[[], object] | None = None,
+    stdin: bytes = b"",
+    *,
+    inputs_stay: bool = True,
 ) -> Run:
     """Start `sap` in a folder, as the leader of a process group of its own.
 
@@ -78,15 +86,17 @@ def start(
         arguments: The command line.
         prepare: Called by the process before it begins, to put something in its way; has to be picklable.
         stdin: What it reads.
+        inputs_stay: Whether `Run.wait` makes sure that the inputs are as they were; not where the test changes them.
     """
     place = Path(tempfile.mkdtemp(dir=_streams().name))
     streams = place / "stdin", place / "stdout", place / "stderr"
     for stream in streams:
         stream.write_bytes(stdin if stream is streams[0] else b"")
     texts = [str(argument) for argument in arguments]
+    inputs = contents_of(folder, arguments) if inputs_stay else {}
     process = _SERVER.Process(target=_sap, args=(folder, texts, streams, prepare))
     process.start()
-    run = Run(process, *streams)
+    run = Run(process, *streams, inputs)
     with contextlib.suppress(ProcessLookupError):  # it has ended already
         while process.is_alive() and os.getpgid(run.pid) != run.pid:
             time.sleep(0.001)

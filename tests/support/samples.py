@@ -56,4 +56,5 @@ def outcomes_of(labels: list[int], predictions: list[int], indices: list[int] | 
         torch.tensor(predictions),
         torch.full((count,), 0.5),
         (~right).long(),
+        torch.ones(count, dtype=torch.int64),
     )

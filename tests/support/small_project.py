@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from support.untouched import inputs_untouched
 from torch import nn
 
 from sapcli.commands.entry import run
@@ -102,14 +103,15 @@ class Outcome:
 
 
 def run_here(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
-    """Run a command line in this process, which spares the seconds of importing PyTorch."""
+    """Run a command line in this process, which spares the seconds of importing PyTorch; its inputs have to stay."""
     streams = sys.stdin, sys.stdout, sys.stderr
     stdout, stderr = io.BytesIO(), io.BytesIO()
     sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
     sys.stdout = io.TextIOWrapper(stdout, encoding="utf-8", write_through=True)
     sys.stderr = io.TextIOWrapper(stderr, encoding="utf-8", write_through=True)
     try:
-        status = run([os.fspath(argument) for argument in arguments])
+        with inputs_untouched(Path(), arguments):
+            status = run([os.fspath(argument) for argument in arguments])
         return Outcome(status, stdout.getvalue(), stderr.getvalue().decode())
     finally:
         sys.stdin, sys.stdout, sys.stderr = streams

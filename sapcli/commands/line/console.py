@@ -48,6 +48,7 @@ class Terminal:
         self._console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
         self._depth = 0
+        self._warned: set[str] = set()
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "images") -> Iterator[Callable[[int], None]]:
@@ -87,7 +88,10 @@ class Terminal:
         self._say(text)
 
     def warn(self, text: str) -> None:
-        """Say something that the user ought to know."""
+        """Say something that the user ought to know, once."""
+        if text in self._warned:
+            return
+        self._warned.add(text)
         self._send("warning", text=text)
         if in_github_actions():
             self._say(annotation("warning", text))

@@ -6,25 +6,29 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sapcli.activations.bases import Bases, read_bases
+from sapcli.activations.bases import Bases
+from sapcli.activations.bases_file import read_bases
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
-from sapcli.commands.line.outputs import STDIO
+from sapcli.commands.line.outputs import STDIO, check_writable
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.decoding import longest_side
+from sapcli.datasets.decoding import Scaling, longest_side
 from sapcli.datasets.images import Images
 from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
-from sapcli.machine.files import temporary_copy
+from sapcli.machine.files import spool
 from sapcli.machine.results import descriptor_of
 from sapcli.repairs.selection import TrustedSet, parse_trusted
 from sapcli.repairs.session import Samples, Session
+from sapcli.settings import Exif
 
 # So many files tell how large the images are, and from so much on it is said that they are enlarged.
 _LOOKED_AT = 5
 _MUCH_LARGER = 2
+# Images of 16 bits whose highest value is below this have 12 bits at most.
+_NEARLY_BLACK = 4096
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Inputs:
 
     def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
         """The session that the inputs ask for; opens the checkpoint."""
+        if self.images.suggest_class_map is not None:
+            check_writable(self.images.suggest_class_map, False, "--suggest-class-map")
         settings = self.run.to_settings(self.images.strict_images, self.all_rows)
         return Session(
             open_checkpoint(self.checkpoint),
@@ -68,10 +74,21 @@ def introduce(session: Session, dataset: Dataset) -> None:
     architecture = session.architecture
     note = session.progress.note
     note(f"model: {architecture.name} ({architecture.source}), {architecture.num_classes} classes")
+    for passed_over in architecture.names_passed_over:
+        session.progress.warn(f"{session.checkpoint.source}: {passed_over}")
+    names = architecture.label_names
+    if names is not None and names != tuple(sorted(names)):
+        note(f"classes: in the order of {architecture.label_source}")
     note(f"preprocessing: {architecture.preprocessing} ({architecture.preprocessing.source})")
     note(f"device: {session.settings.device}")
     if architecture.usual_size:
         _warn_of_enlarging(session, dataset)
+
+
+def note_unchecked_order(session: Session) -> None:
+    """Say so where the run has not compared the order of the classes with the network's answers."""
+    if not session.is_order_checked:
+        session.progress.note("the order of the classes is not checked: this run compares no labels with answers")
 
 
 def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:
@@ -136,11 +153,47 @@ def given_bases(source: str) -> Bases:
     """The bases in a file or on stdin."""
     if source != STDIO:
         return read_bases(Path(source))
-    with temporary_copy(source) as handle:
-        return read_bases(Path(handle.name), "stdin")
+    # What reads bases opens a path, and the copy, which goes with the process, has no other.
+    with spool(sys.stdin.buffer, "stdin") as copy:
+        return read_bases(Path(f"/dev/fd/{copy.fileno()}"), "stdin")
 
 
-def name_unreadable(terminal: console.Terminal, images: Images) -> None:
-    """Name the images that were left out."""
+def tell_of_images(terminal: console.Terminal, images: Images) -> None:
+    """Name the images that were left out, and say of how many the training may have seen something else."""
     for index, reason in sorted(images.unreadable.items()):
         terminal.warn(f"{images.dataset.paths[index]} is left out: {reason}")
+    dataset = images.dataset
+    where = dataset.root if dataset.split is None else dataset.root / dataset.split
+    _tell_of_scaling(terminal, where, images)
+    oriented = sum(treatment.oriented for treatment in images.treated.values())
+    if oriented and images.preprocessing.exif is Exif.APPLY:
+        terminal.note(f"{where}: {oriented:,} images were turned upright by their EXIF orientation")
+    elif oriented:
+        terminal.note(
+            f"{where}: {oriented:,} images carry an EXIF orientation, which is not applied, as torchvision and timm do"
+            " not (--exif apply)"
+        )
+
+
+def _tell_of_scaling(terminal: console.Terminal, where: Path, images: Images) -> None:
+    """Say how many grey images of more than 8 bits were scaled how, and whether that is doubtful."""
+    highest: dict[Scaling, list[float]] = {}
+    for treatment in images.treated.values():
+        if treatment.scaling is not None:
+            highest.setdefault(treatment.scaling, []).append(treatment.highest)
+    if not highest:
+        return
+    total = sum(map(len, highest.values()))
+    ways = "; ".join(
+        f"{len(values):,} {scaling.value} (the highest is {max(values):.6g})" for scaling, values in highest.items()
+    )
+    text = f"{where}: grey values of more than 8 bits of {total:,} images were brought to 0..255: {ways}"
+    nearly_black = max(highest.get(Scaling.SIXTEEN_BITS, [65535])) < _NEARLY_BLACK
+    if len(highest) > 1:
+        terminal.warn(f"{text}; where all are meant alike, write them as 8 bits, as in the training")
+    elif nearly_black:
+        terminal.warn(
+            f"{text}; they are nearly black: if they have fewer bits, write them as 8 bits, as in the training"
+        )
+    else:
+        terminal.note(text)

@@ -13,6 +13,7 @@ from sapcli.commands.line import completion
 from sapcli.commands.line.parsing import parse_input_size, parse_numbers
 from sapcli.settings import (
     DataSource,
+    Exif,
     ModelSource,
     Precision,
     PreprocessingOverrides,
@@ -115,6 +116,15 @@ class ModelOptions:
         float | None,
         option("--crop-pct", panel=IMAGES, min=0.01, max=1.0, help="The crop's side over that of the resized image."),
     ] = None
+    exif: Annotated[
+        Exif | None,
+        option(
+            "--exif",
+            panel=IMAGES,
+            help="The orientation that cameras write into images; apply turns them upright. Give what the training"
+            " did: torchvision's and timm's loaders ignore it.",
+        ),
+    ] = None
 
     def to_source(self) -> ModelSource:
         """The options, parsed.
@@ -130,6 +140,7 @@ class ModelOptions:
             parse_numbers("--std", self.std),
             self.interpolation,
             self.crop_pct,
+            self.exif,
         )
         return ModelSource(self.arch, parse_arguments(self.arch_arguments or ()), overrides)
 
@@ -139,7 +150,7 @@ class DataOptions:
     """Which images, and what says which class they show."""
 
     split: Annotated[
-        str | None, option("--split", panel=DATA, help="The split of DATA to use, instead of the command's own choice.")
+        str | None, option("--split", panel=DATA, help="The split of DATA to use, in any spelling; . is DATA itself.")
     ] = None
     labels: Annotated[
         Path | None,
@@ -149,13 +160,22 @@ class DataOptions:
         Path | None,
         option("--class-map", panel=DATA, metavar="FILE", help="Which class folder is which class of the model."),
     ] = None
+    suggest_class_map: Annotated[
+        Path | None,
+        option(
+            "--suggest-class-map",
+            panel=DATA,
+            metavar="FILE",
+            help="Where the model's answers fit another order of the classes, write it here, for --class-map.",
+        ),
+    ] = None
     strict_images: Annotated[
         bool, option("--strict-images", panel=DATA, help="Stop at an unreadable image instead of leaving it out.")
     ] = False
 
     def to_source(self, folder: Path, validation: Path | None = None) -> DataSource:
         """The options beside the data folder that they are about."""
-        return DataSource(folder, self.split, validation, self.labels, self.class_map)
+        return DataSource(folder, self.split, validation, self.labels, self.class_map, self.suggest_class_map)
 
 
 @dataclass(frozen=True)

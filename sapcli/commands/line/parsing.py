@@ -53,7 +53,7 @@ def parse_alpha(text: str, importance: Importance) -> float | None:
     """
     if text == "auto":
         return None
-    fraction = importance is Importance.GPM
+    fraction = importance.takes_fraction
     try:
         alpha = float(text)
     except ValueError:
@@ -61,7 +61,7 @@ def parse_alpha(text: str, importance: Importance) -> float | None:
     if not (0 < alpha <= 1 if fraction else 0 < alpha < math.inf):
         raise UsageError(
             f"--alpha {text}: expected auto or a number above 0" + (" and up to 1" if fraction else ""),
-            "0.99 is usual with --importance gpm" if fraction else "values from 1000 to 10000 are usual",
+            f"0.99 is usual with --importance {importance}" if fraction else "values from 1000 to 10000 are usual",
         )
     return alpha
 

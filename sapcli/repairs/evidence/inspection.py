@@ -12,7 +12,8 @@ from torch import Tensor
 from sapcli.activations.bases import SecondMoments
 from sapcli.activations.rows import WeightView
 from sapcli.activations.scoring import Classifier
-from sapcli.checkpoints.checkpoint import TRAINING_STATE, Checkpoint
+from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.checkpoints.entry_names import TRAINING_STATE
 from sapcli.errors import ArchitectureError
 from sapcli.machine.device import full_precision
 from sapcli.networks.architecture import Architecture, load_model, resolve_architecture

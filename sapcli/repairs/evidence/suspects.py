@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sapcli.activations.scoring import Outcomes
+from sapcli.datasets.classes import ClassNames
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.label_files import read_labels
+from sapcli.datasets.labels.label_files import read_labels
 from sapcli.errors import DatasetError
 from sapcli.machine.files import write_error
 from sapcli.settings import SuspectsFormat
@@ -97,19 +98,20 @@ def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
         DatasetError: The file cannot be read, names no sample of the dataset, or a class that the dataset has not.
     """
     rows = read_labels(file, column="true")
-    positions = {name: position for position, name in enumerate(dataset.classes)}
+    names = ClassNames(dataset.classes)
     known = set(dataset.paths)
     truth: dict[str, int] = {}
     for row in rows.rows:
         path = row.path if row.path in known else f"{dataset.split}/{row.path}"
         if path not in known:
             continue
-        if row.label not in positions:
+        position = names.label_position(row.label)
+        if position is None:
             raise DatasetError(
-                f"{rows.where(row)}: {row.label!r} is none of the {len(positions)} classes of {dataset.root}",
+                f"{rows.where(row)}: {row.label!r} is none of the {len(names.names)} classes of {dataset.root}",
                 f"the classes have names like {dataset.classes[0]!r}",
             )
-        truth[path] = positions[row.label]
+        truth[path] = position
     if not truth:
         raise DatasetError(
             f"{file} names none of the {len(known)} images of {dataset.root}",

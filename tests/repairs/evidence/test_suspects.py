@@ -44,6 +44,7 @@ def outcomes() -> Outcomes:
         predictions=torch.tensor([0, 2, 1, 1, 2]),
         confidences=torch.tensor([0.9, 0.6, 0.4, 0.9, 0.8]),
         ranks=torch.tensor([0, 1, 0, 2, 0]),
+        ties=torch.ones(5, dtype=torch.int64),
     )
 
 
@@ -140,7 +141,7 @@ def test_links_are_a_data_folder_with_the_corrected_labels(tmp_path: Path, datas
 
 
 def test_links_never_leave_their_folder_by_the_name_of_a_class(tmp_path: Path, dataset: Dataset) -> None:
-    named = Dataset(dataset.root, None, ("../out", "cat", "dog"), dataset.paths, dataset.labels, dataset.fingerprint)
+    named = Dataset(dataset.root, None, ("../out", "cat", "dog"), dataset.paths, dataset.labels)
     with pytest.raises(DatasetError, match="name of a folder"):
         link_corrected(named, corrected_labels(named, []), tmp_path / "corrected")
     assert not (tmp_path / "out").exists()

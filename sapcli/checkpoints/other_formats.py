@@ -1,0 +1,236 @@
+"""What a file is that holds no weights as they are read here, and the way from it to one that does.
+
+A file is recognised by its first bytes, by the members of its archive, by its ending where these tell nothing, or by
+the names of its tensors. Nothing of it is unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sapcli.errors import CheckpointError
+
+HEAD = 512
+"""How many of a file's first bytes are looked at."""
+
+# The number that the files of torch.save began with before they were zip archives.
+_SAVED_BY_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+_TEXT_PICKLE = re.compile(rb"\(dp|\(lp|\}q|\]q|c[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n")
+_EXPORTED_FROM = "Give the PyTorch checkpoint that it was made from."
+_UNPACK = "Unpack it, and name the checkpoint inside."
+
+
+@dataclass(frozen=True)
+class OtherFormat:
+    """A kind of file.
+
+    Attributes:
+        what: What it is, to follow "is".
+        way_out: What to do, a sentence.
+    """
+
+    what: str
+    way_out: str
+
+    def error(self, source: str) -> CheckpointError:
+        """The error that says so of a file."""
+        return CheckpointError(f"{source} is {self.what}", self.way_out)
+
+
+_ONNX = OtherFormat("an ONNX graph, not a checkpoint", _EXPORTED_FROM)
+_HDF5 = OtherFormat("an HDF5 file, as Keras writes them", "Give a PyTorch checkpoint of the network.")
+_KERAS = OtherFormat("a Keras model", "Give a PyTorch checkpoint of the network.")
+_GGUF = OtherFormat("a GGUF file, as llama.cpp reads them, whose weights are quantised", _EXPORTED_FROM)
+_TFLITE = OtherFormat("a TensorFlow Lite model", _EXPORTED_FROM)
+_TENSORFLOW = OtherFormat("a TensorFlow model", "Give a PyTorch checkpoint of the network.")
+_FLAX = OtherFormat("a Flax checkpoint", "Give a PyTorch checkpoint of the network.")
+_CORE_ML = OtherFormat("a Core ML model", _EXPORTED_FROM)
+_TENSORRT = OtherFormat("a TensorRT engine", _EXPORTED_FROM)
+_PADDLE = OtherFormat("a PaddlePaddle checkpoint", "Give a PyTorch checkpoint of the network.")
+_WEB_PAGE = OtherFormat("a web page, not a checkpoint", "Download the file itself; the address may ask for a login.")
+_NUMPY_ARRAY = OtherFormat("a single NumPy array", "Give a checkpoint with all weights of the network.")
+_NUMPY_ARCHIVE = OtherFormat(
+    "a NumPy archive (.npz)",
+    "Save it as safetensors: safetensors.numpy.save_file(dict(numpy.load(FILE)), 'model.safetensors').",
+)
+_EXPORTED_PROGRAM = OtherFormat(
+    "an exported program (torch.export), not a state dict",
+    "Save its weights: torch.save(dict(torch.export.load(FILE).state_dict), 'model.pt').",
+)
+_TORCHSCRIPT = OtherFormat(
+    "a TorchScript program, not a state dict",
+    "Save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'model.pt').",
+)
+_DISTRIBUTED = OtherFormat(
+    "a part of a distributed checkpoint (torch.distributed.checkpoint)",
+    "Make one file of its folder: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+)
+_PLAIN_PICKLE = OtherFormat(
+    "a pickle that torch.save did not write, and cannot be read without running code",
+    "Where you trust it, save its arrays as tensors: torch.save({name: torch.as_tensor(value) for name, value in"
+    " pickle.load(open(FILE, 'rb')).items()}, 'model.pt').",
+)
+_OTHER_ARCHIVE = OtherFormat("a zip archive that torch.save did not write", _UNPACK)
+
+_MAGIC = (
+    (0, b"\x89HDF\r\n\x1a\n", _HDF5),
+    (0, b"GGUF", _GGUF),
+    (4, b"TFL3", _TFLITE),
+    (0, b"\x93NUMPY", _NUMPY_ARRAY),
+    (0, b"\x1f\x8b", OtherFormat("compressed (gzip)", _UNPACK)),
+    (0, b"BZh", OtherFormat("compressed (bzip2)", _UNPACK)),
+    (0, b"\xfd7zXZ\0", OtherFormat("compressed (xz)", _UNPACK)),
+    (0, b"\x28\xb5\x2f\xfd", OtherFormat("compressed (zstd)", _UNPACK)),
+    (0, b"7z\xbc\xaf\x27\x1c", OtherFormat("a 7z archive", _UNPACK)),
+    (0, b"Rar!\x1a\x07", OtherFormat("a rar archive", _UNPACK)),
+    (257, b"ustar", OtherFormat("a tar archive", _UNPACK)),
+)
+_ENDINGS = {
+    ".onnx": _ONNX,
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".keras": _KERAS,
+    ".gguf": _GGUF,
+    ".ggml": _GGUF,
+    ".tflite": _TFLITE,
+    ".pb": _TENSORFLOW,
+    ".msgpack": _FLAX,
+    ".mlmodel": _CORE_ML,
+    ".engine": _TENSORRT,
+    ".plan": _TENSORRT,
+    ".trt": _TENSORRT,
+    ".pdparams": _PADDLE,
+    ".pdmodel": _PADDLE,
+    ".distcp": _DISTRIBUTED,
+}
+
+# What adapters are called: LoRA and its relatives in peft and in diffusers.
+_ADAPTER = re.compile(
+    r"(^|[._])(lora_(A|B|E|embedding_A|embedding_B|up|down|magnitude_vector)"
+    r"|hada_w[12](_[ab])?|lokr_w[12](_[ab])?|ia3_l|vera_lambda_[bd]|oft_[rsR])(\.|$)"
+)
+_OBSERVER = re.compile(
+    r"(^|\.)(weight_fake_quant|activation_post_process(_\d+)?|fake_quant_enabled|observer_enabled)(\.|$)"
+)
+_PACKED = re.compile(r"(^|\.)_packed_params(\.|$)")
+
+
+def by_content(head: bytes, name: str) -> OtherFormat | None:
+    """What a file is that is neither a safetensors file nor a pickle or zip archive of PyTorch.
+
+    Args:
+        head: Its first bytes, `HEAD` of them or all.
+        name: Its name, which decides where the bytes tell nothing; may be empty.
+    """
+    for offset, magic, found in _MAGIC:
+        if head[offset:].startswith(magic):
+            return found
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return _WEB_PAGE
+    if _is_onnx(head):
+        return _ONNX
+    return _PLAIN_PICKLE if _TEXT_PICKLE.match(head) else _ENDINGS.get(Path(name).suffix.lower())
+
+
+def by_archive(handle: IO[bytes], name: str) -> OtherFormat | None:
+    """What a pickle or a zip archive is that PyTorch could not load, by its beginning and by its members' names.
+
+    Args:
+        handle: The file, open; it may be read anywhere.
+        name: Its name; may be empty.
+    """
+    if name.lower().endswith(".distcp"):
+        return _DISTRIBUTED
+    handle.seek(0)
+    head = handle.read(HEAD)
+    if head[:1] == b"\x80":
+        if _SAVED_BY_TORCH in head[:32]:
+            return None
+        return _ENDINGS.get(Path(name).suffix.lower(), _PLAIN_PICKLE)
+    try:
+        with zipfile.ZipFile(handle) as archive:
+            members = [member.partition("/")[2] or member for member in archive.namelist()]
+            whole = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None
+    if whole and all(member.endswith(".npy") for member in whole):
+        return _NUMPY_ARCHIVE
+    if "models/model.json" in members or "archive_format" in members or "serialized_exported_program.json" in whole:
+        return _EXPORTED_PROGRAM
+    if any(member.startswith("code/") for member in members) or "bytecode.pkl" in members:
+        return _TORCHSCRIPT
+    if any(member.endswith(".weights.h5") for member in whole):
+        return _KERAS
+    return None if "data.pkl" in members else _OTHER_ARCHIVE
+
+
+def in_folder(folder: Path) -> OtherFormat | None:
+    """What a folder holds in which there is no checkpoint as they are read here."""
+    names = {path.name for path in folder.iterdir()}
+    if any(name.endswith(".distcp") for name in names):
+        return OtherFormat(
+            "the folder of a distributed checkpoint (torch.distributed.checkpoint)", _DISTRIBUTED.way_out
+        )
+    if "saved_model.pb" in names or "checkpoint" in names:
+        return _TENSORFLOW
+    if any(name.endswith(".bin.index.json") for name in names):
+        return OtherFormat(
+            "a checkpoint in shards of pickles (.bin)",
+            "Save it as safetensors: from_pretrained(FOLDER), then save_pretrained(OTHER, safe_serialization=True).",
+        )
+    for name in sorted(names):
+        found = _ENDINGS.get(Path(name).suffix.lower())
+        if found is not None:
+            return OtherFormat(f"a folder with {found.what}", found.way_out)
+    return None
+
+
+def adapter_alone(names: Collection[str]) -> OtherFormat | None:
+    """Whether tensors of these names are an adapter without the network that it changes."""
+    adapters = [name for name in names if _ADAPTER.search(name)]
+    if not adapters or not all(_base_of(name).isdisjoint(names) for name in adapters):
+        return None
+    return OtherFormat(
+        f"an adapter (LoRA or one of its kind: {adapters[0]}), without the weights of the network",
+        "Merge it into its network (peft: model.merge_and_unload()), and save that.",
+    )
+
+
+def explain_names(names: Collection[str]) -> OtherFormat | None:
+    """What the file of these tensors is that a network as it was trained has no place for, if they tell."""
+    for pattern, what, way_out in (
+        (
+            _OBSERVER,
+            "was saved in quantisation-aware training, with observers",
+            "Save it without the entries whose names hold 'fake_quant' or 'activation_post_process'.",
+        ),
+        (_PACKED, "is quantised", "Repair the checkpoint from before the quantisation, then quantise the result."),
+        (_ADAPTER, "holds adapters (LoRA) beside the weights", "Merge them: model.merge_and_unload(), and save that."),
+    ):
+        example = next((name for name in names if pattern.search(name)), None)
+        if example is not None:
+            return OtherFormat(f"{what} ({example})", way_out)
+    return None
+
+
+def _is_onnx(head: bytes) -> bool:
+    """Whether a file begins as ONNX models do: the version, then the producer's name or another of their fields."""
+    # https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+    if len(head) < 8 or head[0] != 0x08 or not 1 <= head[1] < 0x40:
+        return False
+    if head[2] == 0x12:
+        producer = head[4 : 4 + head[3]]
+        return bool(producer) and producer.isascii() and producer.decode("ascii").isprintable()
+    return head[2] in {0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42}
+
+
+def _base_of(name: str) -> set[str]:
+    """The names that the weight has which an adapter changes."""
+    match = _ADAPTER.search(name)
+    before = name[: match.start()] if match else name
+    return {f"{before}.weight", f"{before}.base_layer.weight"}

@@ -1,0 +1,162 @@
+"""The contents of files as hashes; a file that is the same as before is not read again.
+
+A file counts as the same where its device, inode, size and the times of its last change are. The time at which its
+inode changed (`st_ctime`) is the system's own, and no copying tool sets it back, as they do with the time of
+modification. Since a system's clock ticks only every few milliseconds, a file that was changed a moment ago is read but
+not remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from sapcli.datasets.image_files import open_regular
+from sapcli.errors import DatasetError
+from sapcli.machine.cache import Cache
+from sapcli.machine.files import atomic_write
+from sapcli.machine.progress import Progress, SilentProgress
+
+_KIND = "digests"
+_KEY_BYTES, _DIGEST_BYTES = 16, 32
+_BLOCK = 1 << 20
+_SETTLED_NS = 2_000_000_000
+# So many bytes take a second or more to read, and it is said that they are.
+_WORTH_SAYING = 1 << 30
+# Records of a folder's other files are kept as well up to this number: a list may name now these and now those.
+_RECORDS_KEPT = 100_000
+_REMEMBERED = 1 << 18
+
+_remembered: dict[bytes, bytes] = {}
+
+
+def file_digest(path: str) -> tuple[int, bytes] | None:
+    """The size of a file and the SHA-256 of its bytes; `None` for what is gone, unreadable or no regular file."""
+    known = _known(path)
+    if known is None:
+        return None
+    size, key = known
+    if key in _remembered:
+        return size, _remembered[key]
+    read = _read(path)
+    return None if read is None else read[:2]
+
+
+class FileDigests:
+    """The hashes of a folder's files, kept between runs.
+
+    Args:
+        cache: Where; `None` keeps them in this process alone.
+        progress: Told when so much has to be read that it takes a while.
+    """
+
+    def __init__(self, cache: Cache | None = None, progress: Progress | None = None) -> None:
+        self._cache = cache
+        self._progress = progress or SilentProgress()
+
+    def of(self, folder: Path, paths: Sequence[str], *, keep: bool = True) -> tuple[bytes, ...]:
+        """The SHA-256 of each file's bytes, in their order; empty bytes for what cannot be read.
+
+        Args:
+            folder: Where the files lie.
+            paths: Their paths below it.
+            keep: Whether the folder will be there in another run.
+        """
+        cache = self._cache if keep else None
+        parts = {"folder": os.path.realpath(folder)}
+        table = (cache.find(_KIND, parts, _read_table) if cache is not None else None) or {}
+        digests = [b""] * len(paths)
+        records: dict[bytes, bytes] = {}
+        unknown: dict[int, int] = {}
+        for index, path in enumerate(paths):
+            known = _known(f"{folder}/{path}")
+            if known is None:
+                continue
+            size, key = known
+            digest = _remembered.get(key) or table.get(key)
+            if digest is None:
+                unknown[index] = size
+            else:
+                digests[index] = records[key] = digest
+                _remember(key, digest)
+        with self._stage(len(unknown), sum(unknown.values())) as advance:
+            for index in unknown:
+                read = _read(f"{folder}/{paths[index]}")
+                if read is not None:
+                    _size, digests[index], lasting = read
+                    if lasting is not None:
+                        records[lasting] = digests[index]
+                advance(1)
+        if cache is not None and not records.keys() <= table.keys():
+            others = table if len(table) <= _RECORDS_KEPT + len(records) else {}
+            cache.keep(_KIND, parts, {**others, **records}, _write_table)
+        return tuple(digests)
+
+    def _stage(self, count: int, size: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A stage for reading so many files of this size together, to those who listen if it takes a while."""
+        listener = self._progress if size > _WORTH_SAYING else SilentProgress()
+        return listener.stage("reading files", count, "files")
+
+
+def _known(path: str) -> tuple[int, bytes] | None:
+    """A file's size, and the key by which its content is remembered; `None` where there is no such file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 (of thousands, without making an object of each name)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, _key(status)
+
+
+def _key(status: os.stat_result) -> bytes:
+    """What tells a file as it is now from every other, and from itself as it was or will be."""
+    facts = (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns, status.st_mtime_ns)
+    return hashlib.blake2b(repr(facts).encode(), digest_size=_KEY_BYTES).digest()
+
+
+def _read(path: str) -> tuple[int, bytes, bytes | None] | None:
+    """A file's size, its digest and the key to remember that by, if it may be; `None` where it cannot be read."""
+    try:
+        descriptor = open_regular(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        before = os.fstat(descriptor)
+        digest = hashlib.sha256()
+        while block := os.read(descriptor, min(before.st_size + 1, _BLOCK)):
+            digest.update(block)
+        after = os.fstat(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    content, key = digest.digest(), _key(after)
+    changed = max(after.st_ctime_ns, after.st_mtime_ns)
+    if key != _key(before) or time.time_ns() - changed < _SETTLED_NS:
+        return after.st_size, content, None
+    _remember(key, content)
+    return after.st_size, content, key
+
+
+def _remember(key: bytes, digest: bytes) -> None:
+    if len(_remembered) < _REMEMBERED:
+        _remembered[key] = digest
+
+
+def _write_table(table: Mapping[bytes, bytes], path: Path) -> None:
+    with atomic_write(path) as handle:
+        handle.write(b"".join(key + digest for key, digest in table.items()))
+
+
+def _read_table(path: Path) -> dict[bytes, bytes]:
+    content = path.read_bytes()
+    length = _KEY_BYTES + _DIGEST_BYTES
+    if len(content) % length:
+        raise DatasetError(f"{path} is no table of digests", "remove it")
+    return {
+        content[start : start + _KEY_BYTES]: content[start + _KEY_BYTES : start + length]
+        for start in range(0, len(content), length)
+    }

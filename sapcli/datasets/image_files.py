@@ -1,0 +1,164 @@
+"""Opening an image file: in which formats, of which size at most, and nothing but a regular file.
+
+Every bound here is on what the file says of itself, so that nothing of a hostile file is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image
+
+# Pillow's formats that hold their pixels themselves. It knows others that hand what is inside to another reader (IPTC
+# to any at all, ICO and ICNS to PNG), run another program (EPS: Ghostscript), unpack without a bound (FITS), or only
+# name a file's kind. Those with a signature come before those that have none and take a whole attempt to open. A JPEG
+# file of several pictures (MPO) is read as its first one, by the reader of JPEG.
+_FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI", "SGI", "SUN", "DIB", "PCX", "TGA",
+)  # fmt: skip
+# What a decoder takes beside the picture that it makes, in bytes a pixel and channel, as measured: libraries that
+# decode a whole picture before they hand it over, and decoders of Pillow that collect their output in Python.
+_BYTES_BESIDE = {"WEBP": 4, "AVIF": 3, "JPEG2000": 5, "PPM": 8, "QOI": 2, "SGI": 2}
+_BYTES_OF_COEFFICIENTS = 2  # of a progressive JPEG file, whose picture comes together in several passes
+_BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+_BYTES_OF_OTHER_MODES = 4
+MOST_PIXELS = 178_956_970
+"""Pixels of a picture, beyond which Pillow takes it for a decompression bomb, whatever else its limit was set to."""
+MOST_BYTES = 400_000_000
+"""Bytes that decoding a picture may take."""
+_ORIENTATION = 0x0112
+_READ_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_TILE_WIDTH, _TILE_LENGTH, _SAMPLES, _BITS = 322, 323, 277, 258
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@functools.cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read, in the order in which to try them."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def image_suffixes() -> tuple[str, ...]:
+    """The file name endings, in lower case and with their dot, that make a file an image."""
+    formats = {*image_formats(), "MPO"}
+    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """Open a regular file for reading, as a descriptor; what lies in its place is not waited for.
+
+    Raises:
+        OSError: It cannot be opened, or is a pipe, a device or a folder.
+    """
+    descriptor = os.open(path, _READ_AT_ONCE)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image file: its header is read, its pixels are not.
+
+    Raises:
+        OSError: It cannot be opened, or no format knows it.
+        Image.DecompressionBombError: It says that it has more pixels than any picture.
+    """
+    with os.fdopen(open_regular(path), "rb") as file, Image.open(file, formats=image_formats()) as image:
+        _check_pixels(image)
+        yield image
+
+
+def decode(image: Image.Image, header: tuple[int, int]) -> None:
+    """Decode an image that was opened, if that takes no more memory than is allowed.
+
+    Args:
+        image: The image; a JPEG file may have been told to come in a smaller size.
+        header: The size that its file says.
+
+    Raises:
+        Image.DecompressionBombError: It would take more memory, or is larger than it said.
+        OSError: The file is damaged; other errors mean the same.
+    """
+    needed = max(
+        math.prod(image.size) * _BYTES_PER_PIXEL.get(image.mode, _BYTES_OF_OTHER_MODES)
+        + math.prod(header) * _bytes_beside(image),
+        _bytes_of_tile(image),
+    )
+    if needed > MOST_BYTES:
+        raise Image.DecompressionBombError(
+            f"{header[0]} x {header[1]} pixels take {needed / 1e6:,.0f} MB to decode, which exceeds limit of"
+            f" {MOST_BYTES / 1e6:,.0f} MB"
+        )
+    expected = math.prod(image.size)
+    image.load()
+    if math.prod(image.size) > expected:
+        _check_pixels(image)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise Image.DecompressionBombError(f"{width} x {height} pixels, which exceeds limit of {MOST_PIXELS:,}")
+
+
+def _bytes_beside(image: Image.Image) -> int:
+    """What each pixel of the file takes while it is decoded, beside the picture that comes out."""
+    channels = len(image.getbands())
+    if "progressive" in image.info:
+        return _BYTES_OF_COEFFICIENTS * channels
+    if image.format == "PPM" and all(tile[0] == "raw" for tile in getattr(image, "tile", ())):
+        return 0  # the pixels lie there as they are, and nothing is collected
+    return _BYTES_BESIDE.get(image.format or "", 0) * channels
+
+
+def _bytes_of_tile(image: Image.Image) -> int:
+    """The size of a TIFF file's tile, which is decoded whole however small the picture is; 0 of other files."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or _TILE_WIDTH not in tags or _TILE_LENGTH not in tags:
+        return 0
+    bits = tags.get(_BITS, 1)
+    return int(
+        tags[_TILE_WIDTH]
+        * tags[_TILE_LENGTH]
+        * tags.get(_SAMPLES, 1)
+        * (max(bits) if isinstance(bits, tuple) else bits)
+        / 8
+    )
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a decoded image, 1 where it has none that makes sense.
+
+    Pillow's reader of TIFF turns the picture itself, and then has none.
+    """
+    # EXIF data can be damaged in any way, and the usual loaders do not read it.
+    with contextlib.suppress(Exception):
+        value = image.getexif().get(_ORIENTATION, 1)
+        if value in _TURNS:
+            return int(value)
+    return 1
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture that was stored with this EXIF orientation, as it is to be shown."""
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)

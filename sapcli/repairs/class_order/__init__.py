@@ -1,0 +1,1 @@
+"""In which order the classes are the outputs of the network."""

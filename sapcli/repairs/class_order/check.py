@@ -1,0 +1,46 @@
+"""The order of the classes against the network's own answers: what is said, and what stops a run."""
+
+from __future__ import annotations
+
+from sapcli.activations.scoring import Outcomes
+from sapcli.datasets.dataset import Dataset
+from sapcli.errors import DatasetError
+from sapcli.machine.progress import Progress
+from sapcli.repairs.class_order.likely import DOUBTFUL_CHANCE, likely_order
+from sapcli.repairs.class_order.words import what_contradicts, what_to_do, write_class_map
+from sapcli.settings import DataSource
+
+
+def compare_order(
+    dataset: Dataset, outcomes: Outcomes, checkpoint: str, source: DataSource, progress: Progress, *, stop: bool
+) -> None:
+    """Compare the order of the classes with the network's own answers.
+
+    Args:
+        dataset: The images.
+        outcomes: What the network made of them.
+        checkpoint: The checkpoint's name, for messages.
+        source: Whether a class map says the order, and where one that would say the likely order is written to.
+        progress: Told of a doubt.
+        stop: Whether another order ends the run; it is a warning alone where a class map says the order.
+
+    Raises:
+        DatasetError: Another order explains the answers far better.
+    """
+    labels, predictions = outcomes.labels.numpy(), outcomes.predictions.numpy()
+    doubt = likely_order(labels, predictions, dataset.classes, DOUBTFUL_CHANCE)
+    if doubt is None:
+        return
+    found = likely_order(labels, predictions, dataset.classes)
+    if found is None:
+        progress.warn(f"{what_contradicts(doubt, checkpoint, dataset)}; that may be chance")
+        return
+    message = what_contradicts(found, checkpoint, dataset)
+    file = source.suggested_class_map
+    if file is not None:
+        write_class_map(found, dataset, file)
+    stops = stop and source.class_map is None
+    hint = what_to_do(file, source.class_map, stops=stops)
+    if stops:
+        raise DatasetError(message, hint)
+    progress.warn(f"{message}. {hint}")

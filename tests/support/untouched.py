@@ -1,0 +1,100 @@
+"""What every run of the command line in these tests is held to: the files that it was given stay as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# What these name is written, and may replace what was there.
+_OUTPUTS = frozenset({"-o", "--output", "--report", "--html", "--summary", "--apply-to", "--cache-dir"})
+_DEFAULT_OUTPUTS = (".sap.safetensors", ".sap.safetensors.index.json", "corrected.csv")
+_LARGEST = 8 << 20
+_MOST = 5000
+
+Contents = Mapping[Path, bytes]
+
+
+def contents_of(folder: Path, arguments: Sequence[str | Path]) -> Contents:
+    """Digests of the files that a command line may read, by their paths.
+
+    Those are the files that it names, the files beside these, and all files in folders that it names; but for what it
+    names as an output alone, and what lies under the names that outputs have by themselves. Large files are left out.
+
+    Args:
+        folder: The working folder.
+        arguments: The command line.
+    """
+    read, written = _named([os.fspath(argument) for argument in arguments])
+    inputs: set[Path] = set()
+    outputs = {path.resolve() for path in _existing(folder, written)}
+    for path in _existing(folder, read):
+        inputs |= set(_files_in(path)) if path.is_dir() else {path, *path.parent.iterdir()}
+        outputs.discard(path.resolve())
+    if "demo" in arguments:
+        inputs.clear()  # its folder is an output
+    kept = (
+        path
+        for path in sorted(inputs)
+        if _is_small_file(path)
+        and not path.name.endswith(_DEFAULT_OUTPUTS)
+        and not {path.resolve(), *path.resolve().parents} & outputs
+    )
+    contents = {}
+    for path in itertools.islice(kept, _MOST):
+        with suppress(OSError):  # some tests forbid to read a file
+            contents[path] = hashlib.sha256(path.read_bytes()).digest()
+    return contents
+
+
+@contextmanager
+def inputs_untouched(folder: Path, arguments: Sequence[str | Path]) -> Iterator[None]:
+    """Fail where a command line changes, within the context, one of the files that it may read."""
+    before = contents_of(folder, arguments)
+    yield
+    check_untouched(before)
+
+
+def check_untouched(before: Contents) -> None:
+    """Fail where a file is gone or has another content than before."""
+    for path, digest in before.items():
+        assert path.exists(), f"{path} is gone"
+        assert hashlib.sha256(path.read_bytes()).digest() == digest, f"{path} has another content than before"
+
+
+def _named(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What a command line names to read, as far as it can be told, and to write."""
+    read, written = [], []
+    is_output = False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if is_output:
+            written.append(argument)
+        elif equals and argument.startswith("-"):
+            (written if option in _OUTPUTS else read).append(value)
+        else:
+            read.append(argument.rpartition(":")[0] if argument.rpartition(":")[0].endswith(".py") else argument)
+        is_output = argument in _OUTPUTS
+    return read, written
+
+
+def _existing(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    for name in names:
+        with suppress(OSError, ValueError):
+            path = folder / name
+            if name and (path.is_file() or path.is_dir()):
+                yield path
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    for root, _, names in os.walk(folder):
+        yield from (Path(root, name) for name in names)
+
+
+def _is_small_file(path: Path) -> bool:
+    with suppress(OSError):
+        return path.is_file() and path.stat().st_size <= _LARGEST
+    return False
