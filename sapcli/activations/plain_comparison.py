@@ -15,6 +15,8 @@ from sapcli.machine.device import full_precision
 from sapcli.machine.progress import Progress
 
 _IMAGES = 2
+# Of larger images one is enough, and takes as long as many small ones.
+_LARGE_PIXELS = 64 * 64
 # Of the largest logit; what rounding makes of the other layout is 1e-7 to 5e-7.
 _TOLERANCE = 1e-5
 
@@ -30,7 +32,8 @@ def choose_way(classifier: Classifier, progress: Progress) -> None:
         ArchitectureError: The network does not take images of the preprocessing's size.
     """
     generator = torch.Generator().manual_seed(0)
-    shape = (_IMAGES, *classifier.architecture.preprocessing.input_size)
+    channels, height, width = classifier.architecture.preprocessing.input_size
+    shape = (_IMAGES if height * width <= _LARGE_PIXELS else 1, channels, height, width)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     with torch.inference_mode(), full_precision(), classifier.running():
         plain = _plain_logits(classifier, images)

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_model
+from support.architectures import difference_to_plain_code
 from support.networks import randomise, save, write_factories
 from torch import nn
 
@@ -56,6 +57,15 @@ def test_a_loaded_network_computes_what_the_saved_one_does(tmp_path: Path, name:
     buffers = dict(saved.named_buffers())  # those that no checkpoint holds, too
     assert all(torch.equal(value, buffers[key]) for key, value in loaded.module.named_buffers())
     assert not any(module.training for module in loaded.module.modules())
+
+
+@pytest.mark.parametrize(
+    "name", ["timm:test_efficientnet", "timm:lcnet_050", "timm:test_vit2", "torchvision:shufflenet_v2_x0_5"]
+)
+def test_the_logits_through_the_tool_are_those_of_the_librarys_plain_code(tmp_path: Path, name: str) -> None:
+    difference, classifier = difference_to_plain_code(name, tmp_path)
+    assert difference <= 1e-5
+    assert not classifier.as_built
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
