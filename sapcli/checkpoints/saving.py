@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 import torch
 
 from sapcli.checkpoints.checkpoint import INDEX_SUFFIX, Form, update_digest
-from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, shown, tensor_bytes, write_tensors
+from sapcli.checkpoints.json_text import shown
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, tensor_bytes, write_tensors
 from sapcli.errors import CheckpointError, NumericsError, UsageError
 from sapcli.machine.files import atomic_write, pending_files, write_error
 from sapcli.machine.text import encodable
