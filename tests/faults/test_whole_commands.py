@@ -89,27 +89,30 @@ WITH_OUTPUT = ("-o", "--report", "--summary", "--html", "--apply-to")
 COMMANDS = ("project", "eval", "select", "activations", "inspect", "verify", "suspects", "report", "config")
 
 USUAL = {
-    "-n": ("9", "4"), "--alpha": ("auto", "300", "100,3000"), "--batch-size": ("1", "5"), "--seed": ("0", "7"),
-    "--crop-pct": ("1", "0.9"), "--input-size": ("3,8,8", "8"), "--mean": ("0.5", "0.4,0.5,0.6"), "--std": ("0.5",),
-
-        "--min-score": ("0", "0.5"),
-        "--min-accuracy": ("0", "100"),
-        "--require-gain": ("0", "50"),
-        "--layers": ("4", "0")
-    ,
-    "--skip-layers": ("4",), "--arch-arg": ("num_classes=3", "a=1"), "--arch": ("network.py:tiny", "resnet18"),
-
-        "--val": ("data/val", "data"),
-        "--labels": ("labels.csv",),
-        "--class-map": ("map.json",),
-        "--truth": ("labels.csv",)
-    ,
-
-        "--trusted": ("trusted.jsonl", "data/train"),
-        "--bases": ("bases.safetensors",),
-        "--input": ("model.safetensors",)
-    ,
-    "--baseline": ("model.safetensors",), "--forget": ("trusted.jsonl", "data/val"),
+    "-n": ("9", "4"),
+    "--alpha": ("auto", "300", "100,3000"),
+    "--batch-size": ("1", "5"),
+    "--seed": ("0", "7"),
+    "--crop-pct": ("1", "0.9"),
+    "--input-size": ("3,8,8", "8"),
+    "--mean": ("0.5", "0.4,0.5,0.6"),
+    "--std": ("0.5",),
+    "--min-score": ("0", "0.5"),
+    "--min-accuracy": ("0", "100"),
+    "--require-gain": ("0", "50"),
+    "--layers": ("4", "0"),
+    "--skip-layers": ("4",),
+    "--arch-arg": ("num_classes=3", "a=1"),
+    "--arch": ("network.py:tiny", "resnet18"),
+    "--val": ("data/val", "data"),
+    "--labels": ("labels.csv",),
+    "--class-map": ("map.json",),
+    "--truth": ("labels.csv",),
+    "--trusted": ("trusted.jsonl", "data/train"),
+    "--bases": ("bases.safetensors",),
+    "--input": ("model.safetensors",),
+    "--baseline": ("model.safetensors",),
+    "--forget": ("trusted.jsonl", "data/val"),
 }
 PROGRAM = typer.main.get_command(app)
 
