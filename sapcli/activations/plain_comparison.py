@@ -17,8 +17,9 @@ from sapcli.machine.progress import Progress
 _IMAGES = 2
 # Of larger images one is enough, and takes as long as many small ones.
 _LARGE_PIXELS = 64 * 64
-# Of the largest logit; what rounding makes of the other layout is 1e-7 to 5e-7.
-_TOLERANCE = 1e-5
+# Of the largest logit. Rounding makes 1e-7 to 1e-6 of the other layout in most networks; in those in which it makes
+# more, other images may differ several times as much, and logits are promised to be equal within 1e-5.
+_TOLERANCE = 2.5e-6
 
 
 def choose_way(classifier: Classifier, progress: Progress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from decimal import Decimal, localcontext
 
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from support.pretended_gpu import pretended_gpu
 from support.samples import PREPROCESSING, classifier_of, folder_of, images_of
 from torch import Tensor, nn
+from torchvision import transforms
 
 from sapcli.activations.scoring import cross_entropies, normalise, score
 from sapcli.errors import ArchitectureError, NumericsError
@@ -217,3 +219,11 @@ def test_a_network_that_cannot_be_converted_runs_as_it_is(tmp_path):
     found = score(classifier, images, SilentProgress(), "scoring", exact=False)
     assert classifier.as_built
     assert torch.equal(found.losses, exact.losses)
+
+
+@pytest.mark.parametrize("values", [(0.485, 0.229), (0.5, 0.5), (0.4914, 0.2471)])
+def test_images_are_normalised_to_the_bit_as_torchvision_does_it(values):
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    preprocessing = replace(PREPROCESSING, input_size=(1, 16, 16), mean=values[:1], std=values[1:])
+    expected = transforms.Normalize(values[:1], values[1:])(transforms.ToTensor()(images[0, 0].numpy()))
+    assert torch.equal(normalise(images, preprocessing)[0], expected)

@@ -60,7 +60,7 @@ def difference_to_plain_code(name: str, folder: Path) -> tuple[float, Classifier
     save_file(entries, folder / "model.safetensors")
     torch.manual_seed(1)
     plain = built_plainly(name)
-    plain.load_state_dict(entries, strict=True)
+    plain.load_state_dict(trained.state_dict(), strict=True)  # with the versions of the modules, which some insist on
     plain.eval()
 
     checkpoint = open_checkpoint(folder / "model.safetensors")
