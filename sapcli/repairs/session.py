@@ -122,7 +122,9 @@ class Session(ModelAndData):
                 write=write_findings,
             )
             for finding in self._findings:
-                finding.tell(source, self.progress)
+                # An error says it by itself.
+                if not (stop and finding.fault.spoils_everything):
+                    finding.tell(source, self.progress)
                 if finding.fault is Fault.WRITES:
                     self.classifier.copies_inputs = True
         worst = next((finding for finding in self._findings if finding.fault.spoils_everything), None)
