@@ -65,7 +65,7 @@ TEXTS = (
 FILES = (
     *("model.safetensors", "model.pth", "model.safetensors.index.json", "data", "data/train", "data/val", "data.tar"),
     *("labels.csv", "list.txt", "trusted.jsonl", "config.json", "map.json", "network.py", "good.sap.safetensors"),
-    *("report.json", "bases.safetensors", "nowhere", "nowhere/at/all", ".", "-", "/dev/null", "loop", "empty"),
+    *("report.json", "given.safetensors", "nowhere", "nowhere/at/all", ".", "-", "/dev/null", "loop", "empty"),
 )
 SWITCHES = ("--force", "--quiet", "--verbose", "--dry-run", "--strict-images", "--keep-classifier", "--all-rows")
 CHOICES = {
@@ -109,7 +109,7 @@ USUAL = {
     "--class-map": ("map.json",),
     "--truth": ("labels.csv",),
     "--trusted": ("trusted.jsonl", "data/train"),
-    "--bases": ("bases.safetensors",),
+    "--bases": ("given.safetensors",),
     "--input": ("model.safetensors",),
     "--baseline": ("model.safetensors",),
     "--forget": ("trusted.jsonl", "data/val"),
@@ -258,7 +258,7 @@ def template(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Pat
         assert repair.status == 0, repair.stderr
         bases = run_here(
             *("activations", "model.safetensors", "data", "--arch", "network.py:tiny", "-n", "9", "--workers", "0"),
-            *("-o", "bases.safetensors", "--cache-dir", folder.parent / "cache"),
+            *("-o", "given.safetensors", "--cache-dir", folder.parent / "cache"),
         )
         assert bases.status == 0, bases.stderr
     weights = load_file(folder / "model.safetensors")
@@ -300,6 +300,8 @@ def files_in(folder: Path) -> dict[str, bytes | None]:
 def may_be_written(name: str, arguments: list[str]) -> bool:
     """Whether a command line names a file as its output, or it has the name that the output has by itself."""
     named = {value for key, value in itertools.pairwise(arguments) if key in WITH_OUTPUT}
+    if arguments[0] == "activations" and name == "bases.safetensors":
+        return True
     by_itself = name.endswith(".sap.safetensors") and arguments[0] == "project" and name not in FILES
     corrected = "--apply" in arguments and name.split("/")[0] in {"corrected", "corrected.csv"}
     shards = any(name.startswith(value.removesuffix(".safetensors")) for value in named)
