@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +24,7 @@ from sapcli.datasets.images import Images, Remarks
 from sapcli.errors import ArchitectureError, CheckpointError
 from sapcli.machine.cache import Content
 from sapcli.repairs.artifact_files import read_outcomes, read_remarks, write_outcomes, write_remarks, write_trusted
+from sapcli.repairs.bases_origin import check_origin
 from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.repairs.model_and_data import ModelAndData
@@ -327,42 +327,13 @@ class Session(ModelAndData):
             raise CheckpointError(
                 f"{source} holds bases of other weights than those of {self.checkpoint.source}", again
             )
-        self._check_origin(bases.origin, source)
+        check_origin(bases.origin, self._origin, source, self.architecture.name, self.progress)
         elements = {name: tensor.numel() for name, tensor in self.classifier.module.named_parameters()}
         for name in bases.pieces:
             if not bases.fit(name, elements.get(name, 0)):
                 raise CheckpointError(
                     f"{source} holds bases of a layer {name} that {self.checkpoint.source} has not", again
                 )
-
-    def _check_origin(self, origin: Origin | None, source: str) -> None:
-        """Refuse bases of other preprocessing, and warn of those of other code or data."""
-        if origin is None:
-            self.progress.warn(
-                f"{source} does not say with which preprocessing, code and data it was made, so it cannot be checked"
-                " that they are those of this run"
-            )
-            return
-        here = self._origin
-        there = origin.preprocessing
-        different = sorted(
-            key for key in there.keys() | here.preprocessing if there.get(key) != here.preprocessing.get(key)
-        )
-        if different:
-            named = "; ".join(
-                f"{reprlib.repr(key)} {reprlib.repr(there.get(key))} there, {here.preprocessing.get(key)!r} here"
-                for key in different[:3]
-            )
-            raise CheckpointError(
-                f"{source} holds bases of images that were prepared in another way: {named}",
-                "give the same preprocessing options, or make the bases again with `sap activations`",
-            )
-        if origin.code != here.code:
-            self.progress.warn(
-                f"{source} was made with other code of the network than that of {self.architecture.name}"
-            )
-        if origin.data != here.data:
-            self.progress.warn(f"{source} was made with other training images, labels or classes than those given here")
 
     def plan(self, bases: Bases, settings: ProjectionSettings) -> LayerPlan:
         """Which weights are projected."""
