@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.networks.derived_values import USED_FOR_OTHERS, FollowedTensors
@@ -24,6 +26,7 @@ from sapcli.networks.own_loading import (
 
 # Another seed, to see whether random numbers reach what no checkpoint holds.
 _ANOTHER_SEED = 1
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,19 @@ def fill_own(recipe: OwnRecipe) -> nn.Module:
 def load_own(recipe: OwnRecipe) -> OwnModel:
     """The network, filled and in eval mode, and what of the checkpoint it holds then; raises as `fill_own` does."""
     factory, checkpoint = recipe.factory, recipe.checkpoint
-    drawn_again = None
-    if factory.own is not None and factory.own.draws_at_random:
-        with factory.running("cannot be looked at"):
-            has_more = bool(values_outside_of_checkpoints(recipe.build()))
-        if has_more:
-            # Filled, too, since loading may make the values anew.
-            drawn_again = values_outside_of_checkpoints(_filled(recipe, _ANOTHER_SEED).network)
+    drawn_again = _drawn_again(recipe)
     filled = _filled(recipe)
     network, named = filled.network, filled.match.entry_names
     with factory.running("cannot be looked at"):
         outside = values_outside_of_checkpoints(network)
         entry_names, changed = entries_in_memory(network, checkpoint, named, checkpoint.source)
         others = frozenset[str]() if filled.followed is None else filled.followed.used_for_others(network, outside)
+        values = _own_values(network) if drawn_again else {}
         kept = dict.fromkeys(sorted(others), USED_FOR_OTHERS) | dict.fromkeys(sorted(changed), CHANGED)
     used = {*named.values(), *entry_names.values()}
     extra = tuple(entry for entry in checkpoint.entries if entry not in used)
-    notes = () if drawn_again is None else _about_random_values(factory, outside, drawn_again)
+    changing = [name for name, value in drawn_again.items() if not _same(value, values.get(name))]
+    notes = _about_random_values(factory, changing)
     return OwnModel(network, entry_names, extra, kept, notes)
 
 
@@ -136,16 +135,51 @@ def _filled(recipe: OwnRecipe, seed: int | None = None) -> _Filled:
     return _Filled(network, match, followed)
 
 
-def _about_random_values(
-    factory: Factory, outside: Mapping[str, Tensor], drawn_again: Mapping[str, Tensor]
-) -> tuple[str, ...]:
+def _drawn_again(recipe: OwnRecipe) -> dict[str, list[Tensor]]:
+    """The values that other random numbers would give the filled network; nothing where they make no difference."""
+    factory = recipe.factory
+    if factory.own is None or not factory.own.draws_at_random:
+        return {}
+    with factory.running("cannot be looked at"):
+        one, other = (_own_values(recipe.build(seed)) for seed in (None, _ANOTHER_SEED))
+    if not _differing(one, other):
+        return {}
+    with factory.running("cannot be looked at"):
+        # What counts the networks that are built, say, does not depend on the seed.
+        by_itself = _differing(one, _own_values(recipe.build()))
+    # Loading may make the values anew, and the same in the end.
+    network = _filled(recipe, _ANOTHER_SEED).network
+    with factory.running("cannot be looked at"):
+        return {name: value for name, value in _own_values(network).items() if name not in by_itself}
+
+
+def _about_random_values(factory: Factory, changing: Sequence[str]) -> tuple[str, ...]:
     """What is to be said of values that differ from build to build, though the network is filled."""
-    changing = [name for name, value in outside.items() if not same_tensors({name: value}, drawn_again)]
     text = (
         f"{', '.join(changing[:1])} of {factory.name} is drawn at random without a seed, and no checkpoint holds it:"
         " the results are those of one draw, and the network had another one when it was trained"
     )
     return (text,) if changing else ()
+
+
+def _own_values(network: nn.Module) -> dict[str, list[Tensor]]:
+    """The numbers that no checkpoint holds, by attribute: unsaved buffers, tensors, arrays, numbers, lists of them."""
+    found = {name: [value] for name, value in values_outside_of_checkpoints(network).items()}
+    for prefix, module in network.named_modules():
+        for name, value in vars(module).items():
+            if name not in _OF_EVERY_MODULE:
+                numbers = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor | np.ndarray | int | float)]
+                found[f"{prefix}.{name}".lstrip(".")] = [torch.as_tensor(number).detach() for number in numbers]
+    return found
+
+
+def _differing(one: Mapping[str, Sequence[Tensor]], other: Mapping[str, Sequence[Tensor]]) -> set[str]:
+    return {name for name in one.keys() | other.keys() if not _same(one.get(name, ()), other.get(name))}
+
+
+def _same(values: Sequence[Tensor], others: Sequence[Tensor] | None) -> bool:
+    named, other_named = (dict(zip(map(str, range(len(each))), each, strict=True)) for each in (values, others or ()))
+    return len(named) == len(other_named) and same_tensors(named, other_named)
 
 
 def _to_float32(network: nn.Module) -> None:

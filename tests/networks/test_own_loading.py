@@ -100,15 +100,23 @@ def test_an_old_file_is_turned_by_the_code(tmp_path: Path) -> None:
         ("torch.rand(48, generator=torch.Generator().manual_seed(1))", False),
         ("(torch.manual_seed(1), torch.rand(48))[1]", False),
         ("torch.linspace(0, 1, 48)", False),
+        ("next(COUNT)", False),
+        ("__import__('random').random()", True),
+        ("__import__('numpy').random.rand()", True),
     ],
 )
-@pytest.mark.parametrize("kept_as", ["self.table = {}", "self.register_buffer('table', {}, persistent=False)"])
+@pytest.mark.parametrize(
+    "kept_as",
+    ["self.table = {}", "self.register_buffer('table', torch.as_tensor({}), persistent=False)", "self.table, = [{}]"],
+)
 def test_values_without_a_seed_that_no_file_holds_are_told_of(
     tmp_path: Path, drawn: str, noted: bool, kept_as: str
 ) -> None:
     text = f"""
 import torch
+import itertools
 from torch import nn
+COUNT = itertools.count(1)
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
