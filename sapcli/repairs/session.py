@@ -174,7 +174,14 @@ class Session(ModelAndData):
         if stop and self._order_checked:
             return
         self._order_checked = self._order_checked or stop
-        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, stop=stop)
+        confirm = None
+        if dataset is self.training and (validation := self.validation_images) is not None:
+            every = range(len(validation.dataset.paths))
+
+            def confirm() -> Outcomes:
+                return self.validation_outcomes(validation, every)
+
+        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, confirm, stop=stop)
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         self.check_forward(images.dataset, stop=False)
