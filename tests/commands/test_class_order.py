@@ -99,7 +99,7 @@ def test_exchanged_training_labels_are_no_exchanged_classes(animals: Place, tmp_
     turned = dict(zip(ANIMALS, (*ANIMALS[1:], ANIMALS[0]), strict=True))
     rows = [f"{image.relative_to(animals.data)},{turned[image.parent.name]}\n" for image in images]
     labels.write_text("path,label\n" + "".join(rows))
-    ended = animals.run("select", model, "-n", "20", "--labels", labels)
+    ended = animals.run("select", model, "-n", "20", "--labels", labels, "--val", animals.data / "test")
     assert ended.status == 0, ended.stderr
     assert "the training labels are likely wrong" in ended.stderr
     chosen = [json.loads(line) for line in ended.stdout.splitlines()]
