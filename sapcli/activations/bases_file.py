@@ -81,7 +81,7 @@ def read_bases(path: Path | str, source: str | None = None) -> Bases:
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
     """
-    source = source or ("standard input" if path == STANDARD_INPUT else str(path))
+    source = source or ("stdin" if path == STANDARD_INPUT else str(path))
     again = "make it again with `sap activations`"
     try:
         try:

@@ -580,9 +580,11 @@ BASES = [
     given_bases("without numbers", bases(lambda t, _m: t["4.weight.vectors"].fill_(float("nan"))), "4.weight"),
     given_bases("without a tensor", bases(lambda t, _m: t.pop("4.weight.values")), "bases.safetensors"),
     given_bases("without its metadata", bases(lambda _t, m: m.pop("sap.skipped")), "bases.safetensors"),
-    given_bases("a gain that follows itself", bases(gains({"4.weight": "4.weight"})), "a gain"),
-    given_bases("a gain of no weight", bases(gains({"1.weight": "9.weight"})), "a gain"),
-    given_bases("gains that follow each other", bases(gains({"1.weight": "1.bias", "1.bias": "1.weight"})), "a gain"),
+    given_bases("a gain that follows itself", bases(gains({"4.weight": "4.weight"})), "size is given"),
+    given_bases("a gain of no weight", bases(gains({"1.weight": "9.weight"})), "size is given"),
+    given_bases(
+        "gains that follow each other", bases(gains({"1.weight": "1.bias", "1.bias": "1.weight"})), "size is given"
+    ),
     given_bases("nested without end", bases(lambda _t, m: m.update({"sap.weights": "[" * 100_000})), "recursion"),
     given_bases("facts without end", bases(lambda _t, m: m.update({"sap.facts": '{"a":' * 100_000})), "recursion"),
     given_bases("a pipe", lambda p: os.mkfifo(p.folder / "bases.safetensors"), "nobody writes"),
