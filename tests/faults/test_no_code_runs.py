@@ -347,7 +347,6 @@ def test_nothing_runs_but_the_tool(seen: dict[str, Seen], name: str) -> None:
     assert "Traceback" not in run.said
 
 
-@pytest.mark.xfail(reason="an --arch of own code in a settings file is not refused yet", strict=False)
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("file", ["sap.toml", "pyproject.toml"])
 def test_a_settings_file_runs_no_code(hostile: Path, tmp_path: Path, file: str, name: str) -> None:
@@ -361,7 +360,6 @@ def test_a_settings_file_runs_no_code(hostile: Path, tmp_path: Path, file: str, 
     assert run.status in (0, 1, 2), run.said
 
 
-@pytest.mark.xfail(reason="matplotlib still reads the settings file of the working folder", strict=False)
 def test_settings_of_matplotlib_run_nothing(original: Project, tmp_path: Path) -> None:
     folder = tmp_path / "project"
     shutil.copytree(original.folder, folder)
