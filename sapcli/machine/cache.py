@@ -179,6 +179,10 @@ class Cache:
         try:
             # Not open to others, whatever the umask.
             self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for file in (path, _checksum_path(path)):
+                # It would be followed, and what it leads to replaced.
+                if file.is_symlink():
+                    file.unlink()
             write()
             with atomic_write(_checksum_path(path)) as handle:
                 handle.write(_checksum(path).encode())

@@ -351,3 +351,21 @@ def test_a_folder_and_entries_of_another_user_are_not_used(cache, progress, monk
     assert fetch(cache, make) == "content"
     assert make.times == 3
     assert "belongs to another user" in progress.said[0]
+
+
+@pytest.mark.parametrize("suffixes", [("",), (".sha256",), ("", ".sha256")])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_the_place_of_an_entry_is_not_written_through(cache, tmp_path, suffixes, there):
+    fetch(cache, Making())
+    entry = entry_of(cache)
+    precious = tmp_path / "precious"
+    if there:
+        precious.write_text("mine")
+    for path in (entry, entry.with_name(entry.name + ".sha256")):
+        path.unlink()
+    for suffix in suffixes:
+        entry.with_name(entry.name + suffix).symlink_to(precious)
+    make = Making()
+    assert [fetch(cache, make), fetch(cache, make)] == ["content", "content"]
+    assert make.times == 1
+    assert (precious.read_text() == "mine") if there else not precious.exists()
