@@ -3,10 +3,15 @@
 `repair` does it in one call, `open_session` gives the stages; both import torch only when they are asked for.
 """
 
-from __future__ import annotations
+import sys
 
-from typing import TYPE_CHECKING
+# `python -m sapcli` looks for every module in the working folder first, so that a `typing.py` or `torch.py` that lies
+# among data would run; from here on it is as with `python -P`, and with `sap`.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith("sapcli") and not sys.flags.safe_path:
+    del sys.path[0]
 
+# What type checkers take for `typing.TYPE_CHECKING`, without its import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sapcli.api import Repaired, open_session, repair
     from sapcli.settings import PreprocessingOverrides

@@ -1,14 +1,10 @@
-"""`sap` and `python -m sapcli`: ready for signals before anything that takes its time is imported."""
+"""`sap` and `python -m sapcli`: a safe path and ready for signals before anything that takes its time is imported."""
 
 from __future__ import annotations
 
 import gc
-import os
 import sys
-from pathlib import Path
 from typing import NoReturn
-
-from sapcli.machine.signals import end_interrupted, end_now, end_on_signals, status_of_signal
 
 # Looking for garbage as often as usual takes a fifth of the time of the imports, which make none.
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
@@ -16,17 +12,26 @@ _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 def main() -> NoReturn:
     """The console script."""
-    _open_closed_streams()
-    end_on_signals()
+    try:
+        from sapcli.machine.signals import end_interrupted, end_now, end_on_signals, status_of_signal
+        from sapcli.machine.start import have_safe_path, prepare_streams
+
+        have_safe_path()
+        prepare_streams()
+        end_on_signals()
+    except Exception as error:
+        sys.exit(_tell_in_short(error))
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     try:
         from sapcli.commands.entry import start
 
         status = start()
-    except BaseException:
+    except BaseException as error:
         # Interrupted imports turn a signal's exception into others.
         if status_of_signal() is None:
-            raise
+            if not isinstance(error, Exception):
+                raise
+            status = _tell_in_short(error)
     ended_by = status_of_signal()
     if ended_by is not None:
         end_interrupted(ended_by)
@@ -39,11 +44,14 @@ def main() -> NoReturn:
     end_now(status)
 
 
-def _open_closed_streams() -> None:
-    """Have the streams that the process was started without (`2>&-`) lead nowhere, under their own numbers."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+def _tell_in_short(error: Exception) -> int:
+    """The two lines of an error that kept even the means of telling of it from being imported."""
+    if "--debug" in sys.argv:
+        sys.excepthook(type(error), error, error.__traceback__)
+    text = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+    sys.stderr.write(f"error: sap could not start: {text}\n")
+    sys.stderr.write("hint:  look for more memory (`ulimit -v`), or install sap again\n")
+    return 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ class ExitStatus(IntEnum):
     ERROR = 1
     USAGE = 2
     GATE = 3
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -31,6 +32,17 @@ class SapError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def unexpected(error: BaseException, what: str = "something went wrong that should not") -> SapError:
+    """The two lines about an exception that nothing here was prepared for.
+
+    Args:
+        error: The exception.
+        what: What went wrong, in words.
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+    return SapError(f"{what}: {text}", "`sap --debug COMMAND` shows where that was; please report it")
 
 
 class UsageError(SapError):

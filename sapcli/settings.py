@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     import torch
 
 
+def names_own_code(architecture: str) -> bool:
+    """Whether an `--arch` names code outside of timm and torchvision, which only the user may ask for."""
+    library, colon, _ = architecture.partition(":")
+    return bool(colon) and library not in {"timm", "torchvision"}
+
+
 class Strategy(StrEnum):
     """What makes a label believable."""
 

@@ -13,14 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sapcli.activations.bases import Bases, Origin, Piece, SampleFacts
 from sapcli.activations.moments import Basis
 from sapcli.activations.rows import WeightView
+from sapcli.checkpoints.safetensors_file import SafetensorsFile
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.errors import CheckpointError
+from sapcli.machine.reading import STANDARD_INPUT, open_input, spool_stdin
 
 _FORMAT = "sap.bases/2"
 # Written before files said what else the bases were made with.
@@ -28,7 +29,6 @@ _FORMAT_WITHOUT_ORIGIN = "sap.bases/1"
 # What a damaged file makes the readers of its parts raise: text that is nested too deeply raises RecursionError.
 _DAMAGED = (
     OSError,
-    SafetensorError,
     LookupError,
     TypeError,
     ArithmeticError,
@@ -75,36 +75,37 @@ def _piece_key(name: str, number: int) -> str:
     return name if number == 1 else f"{name}#{number}"
 
 
-def read_bases(path: Path, source: str | None = None) -> Bases:
-    """Read what `write_bases` wrote.
+def read_bases(path: Path | str, source: str | None = None) -> Bases:
+    """Read what `write_bases` wrote, from a file, a pipe, or standard input (`-`).
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
     """
-    source = source or str(path)
+    source = source or ("stdin" if path == STANDARD_INPUT else str(path))
     again = "make it again with `sap activations`"
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("sap.format") not in (_FORMAT, _FORMAT_WITHOUT_ORIGIN):
-                raise CheckpointError(f"{source} holds no bases ({_FORMAT})", again)
-            geometry = json.loads(metadata["sap.weights"])
-            pieces = {
-                name: tuple(
-                    _read_piece(file, _piece_key(name, number), entry) for number, entry in enumerate(entries, start=1)
-                )
-                for name, entries in geometry.items()
-            }
-            skipped, gains = (
-                {str(name): str(text) for name, text in json.loads(metadata[key]).items()}
-                for key in ("sap.skipped", "sap.gains")
+        try:
+            file = SafetensorsFile(spool_stdin() if path == STANDARD_INPUT else open_input(Path(path)), source)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source} cannot be read as bases: {error.message}", again) from error
+        metadata = file.metadata
+        if metadata.get("sap.format") not in (_FORMAT, _FORMAT_WITHOUT_ORIGIN):
+            raise CheckpointError(f"{source} holds no bases ({_FORMAT})", again)
+        geometry = json.loads(metadata["sap.weights"])
+        pieces = {
+            name: tuple(
+                _read_piece(file, _piece_key(name, number), entry) for number, entry in enumerate(entries, start=1)
             )
-            if not gains.keys().isdisjoint(pieces) or not pieces.keys() >= set(gains.values()):
-                raise ValueError(
-                    "a weight's size is given by a weight that has bases of its own, or to one that has none"
-                )
-            checkpoint, samples = metadata["sap.checkpoint"], metadata["sap.samples"]
-            return Bases(pieces, skipped, checkpoint, samples, _read_facts(metadata), gains, _read_origin(metadata))
+            for name, entries in geometry.items()
+        }
+        skipped, gains = (
+            {str(name): str(text) for name, text in json.loads(metadata[key]).items()}
+            for key in ("sap.skipped", "sap.gains")
+        )
+        if not gains.keys().isdisjoint(pieces) or not pieces.keys() >= set(gains.values()):
+            raise ValueError("a weight's size is given by a weight that has bases of its own, or to one that has none")
+        checkpoint, samples = metadata["sap.checkpoint"], metadata["sap.samples"]
+        return Bases(pieces, skipped, checkpoint, samples, _read_facts(metadata), gains, _read_origin(metadata))
     except _DAMAGED as error:
         raise CheckpointError(f"{source} cannot be read as bases: {error}", again) from error
 
@@ -121,11 +122,10 @@ def _read_origin(metadata: Mapping[str, str]) -> Origin | None:
     return Origin(dict(origin["preprocessing"]), str(origin["code"]), str(origin["data"]))
 
 
-def _read_piece(file: Any, key: str, entry: Mapping[str, Any]) -> Piece:
+def _read_piece(file: SafetensorsFile, key: str, entry: Mapping[str, Any]) -> Piece:
     """One piece of the open `file`, its shapes checked against its geometry."""
     view = WeightView(tuple(map(int, entry["size"])), tuple(map(int, entry["stride"])), int(entry["offset"]))
-    # A copy each, so that nothing stays mapped to a file that may change.
-    vectors, values = (file.get_tensor(f"{key}.{part}").clone() for part in ("vectors", "values"))
+    vectors, values = (file.read(f"{key}.{part}") for part in ("vectors", "values"))
     kept = values.shape[-1] if values.dim() else 0
     if vectors.shape != (view.groups, view.row_length, kept) or values.shape != (view.groups, kept):
         raise ValueError(f"{key} has vectors {list(vectors.shape)} and values {list(values.shape)} for {entry}")

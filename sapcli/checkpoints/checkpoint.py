@@ -16,19 +16,11 @@ from typing import IO, TYPE_CHECKING
 import torch
 
 from sapcli.checkpoints.entry_names import TRAINING_STATE, without_inner_wrappers
+from sapcli.checkpoints.json_text import MAX_HEADER, parse_json_object, shown
 from sapcli.checkpoints.module_versions import versions_as_metadata
 from sapcli.checkpoints.other_formats import HEAD, adapter_alone, by_content, in_folder
 from sapcli.checkpoints.pytorch_file import is_pickled, read_pickled
-from sapcli.checkpoints.safetensors_file import (
-    DTYPE_NAMES,
-    MAX_HEADER,
-    QUANTISED_HINT,
-    Entry,
-    SafetensorsFile,
-    parse_json_object,
-    save_tensors,
-    shown,
-)
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT, Entry, SafetensorsFile, save_tensors
 from sapcli.errors import CheckpointError
 from sapcli.machine.files import spool, spool_pipe, temporary_copy
 

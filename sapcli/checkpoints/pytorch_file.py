@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
+from sapcli.checkpoints.json_text import MAX_HEADER, shown
 from sapcli.checkpoints.other_formats import by_archive
 from sapcli.checkpoints.pickle_limits import MAX_PICKLE, PickleLimits
-from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, MAX_HEADER, QUANTISED_HINT, shown
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT
 from sapcli.checkpoints.zip_records import read_records
 from sapcli.errors import CheckpointError
 

@@ -11,13 +11,13 @@ import json
 import math
 import os
 import re
-import reprlib
 import weakref
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, NoReturn
 
 import torch
 
+from sapcli.checkpoints.json_text import COPY_HINT, MAX_HEADER, parse_json_object, shown
 from sapcli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -47,12 +47,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
-MAX_HEADER = 16 << 20
-"""Bytes of JSON that are read at once: 100,000 tensors with names of 80 characters; networks have less than 5,000.
-
-Python's objects of such a text take up to 25 times its size, so their number is bounded as well.
-"""
-_MAX_VALUES = 2_000_000
 _CHUNK = 1 << 24
 _METADATA = "__metadata__"
 QUANTISED_HINT = "Repair the checkpoint from before the quantisation (F64, F32, F16 or BF16), then quantise the result."
@@ -60,7 +54,6 @@ QUANTISED_HINT = "Repair the checkpoint from before the quantisation (F64, F32, 
 
 # How the format calls its types: those that are not above came after this version, and are no damage.
 _DTYPE = re.compile(r"(BF|F|I|U|C|Q)\d{1,3}(_[A-Z0-9]{1,16})*")
-_COPY_HINT = "Copy or download the file again, or save it again where it was made."
 
 Span = tuple[int, int]
 Buffer = bytes | bytearray | memoryview
@@ -170,16 +163,16 @@ class SafetensorsFile:
         except OSError as error:
             raise self._unreadable(error) from error
         if filled != len(buffer):
-            self._fail("ended before it should while it was being read", _COPY_HINT)
+            self._fail("ended before it should while it was being read", COPY_HINT)
 
     def _read_header(self) -> tuple[dict[str, object], int]:
         size = self._state[0]
         if size == 0:
-            self._fail("is empty", _COPY_HINT)
+            self._fail("is empty", COPY_HINT)
         self._handle.seek(0)
         start = self._handle.read(8)
         if len(start) < 8:
-            self._fail(f"has only {size} bytes, too few for a safetensors file", _COPY_HINT)
+            self._fail(f"has only {size} bytes, too few for a safetensors file", COPY_HINT)
         length = int.from_bytes(start, "little")
         if length > MAX_HEADER:
             if length <= size - 8 and self._handle.read(1) == b"{":
@@ -192,15 +185,15 @@ class SafetensorsFile:
                 "Name a .safetensors, .pt or .pth file.",
             )
         if length > size - 8:
-            self._fail(f"is cut off: its header of {length} bytes ends after {size - 8}", _COPY_HINT)
+            self._fail(f"is cut off: its header of {length} bytes ends after {size - 8}", COPY_HINT)
         text = self._handle.read(length)
         if not text.startswith(b"{"):
-            self._fail("is not a safetensors file: its header is not a JSON object", _COPY_HINT)
+            self._fail("is not a safetensors file: its header is not a JSON object", COPY_HINT)
         return parse_json_object(text, f"the header of {self._source}"), 8 + length
 
     def _checked_metadata(self, metadata: object) -> dict[str, str]:
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            self._fail(f"has a damaged header: {_METADATA} is {shown(metadata)}, not texts by name", _COPY_HINT)
+            self._fail(f"has a damaged header: {_METADATA} is {shown(metadata)}, not texts by name", COPY_HINT)
         return metadata
 
     def _checked_entry(self, name: str, description: object) -> tuple[Entry, Span]:
@@ -239,17 +232,17 @@ class SafetensorsFile:
             if stop > available:
                 self._fail(
                     f"is cut off: tensor {shown(name)} ends at byte {stop} of the data, of which there are {available}",
-                    _COPY_HINT,
+                    COPY_HINT,
                 )
             end = stop
         if end != available:
-            self._fail(f"has {available - end} bytes after its last tensor that belong to none", _COPY_HINT)
+            self._fail(f"has {available - end} bytes after its last tensor that belong to none", COPY_HINT)
 
     def _unreadable(self, error: OSError) -> CheckpointError:
         return CheckpointError(f"Cannot read {self._source}: {error.strerror or error}", "Check the file and its disk.")
 
     def _fail_at(self, name: str, what: str) -> NoReturn:
-        self._fail(f"has a damaged header: tensor {shown(name)} {what}", _COPY_HINT)
+        self._fail(f"has a damaged header: tensor {shown(name)} {what}", COPY_HINT)
 
     def _fail(self, what: str, hint: str) -> NoReturn:
         raise CheckpointError(f"{self._source} {what}", hint)
@@ -332,59 +325,3 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor; of a contiguous one on the CPU, they are a view of its memory."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
     return plain.reshape(-1).view(torch.uint8).numpy().data
-
-
-def parse_json_object(text: bytes, source: str) -> dict[str, object]:
-    """Parse a JSON object that comes from outside.
-
-    Args:
-        text: The bytes.
-        source: What messages call it.
-
-    Returns:
-        The object, with texts that are valid Unicode.
-
-    Raises:
-        CheckpointError: The text is not UTF-8, not JSON, not an object, has a doubled key, is nested too deeply, or is
-            larger than what a checkpoint can need.
-    """
-    if len(text) > MAX_HEADER:
-        raise CheckpointError(f"Cannot read {source}: it is larger than {MAX_HEADER} bytes", _COPY_HINT)
-    # Each value of the text has one of these before it, as do some characters in names.
-    values = text.count(b",") + text.count(b"[") + text.count(b"{")
-    if values > _MAX_VALUES:
-        raise CheckpointError(f"Cannot read {source}: it has more than {_MAX_VALUES} values", _COPY_HINT)
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
-        # Half a pair of surrogates can stand in an escape alone.
-        if b"\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise CheckpointError(f"Cannot read {source}: not valid JSON ({reason})", _COPY_HINT) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"Cannot read {source}: {shown(value)} is not a JSON object", _COPY_HINT)
-    return value
-
-
-def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    mapping: dict[str, object] = {}
-    for name, value in pairs:
-        if name in mapping:
-            raise ValueError(f"the key {shown(name)} is there twice")
-        mapping[name] = value
-    return mapping
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def shown(value: object) -> str:
-    """A value from a file as a message can hold it: on one line, without control characters, not too long."""
-    return _SHORT.repr(value)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 120
-_SHORT.maxlist = 8

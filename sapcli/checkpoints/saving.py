@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import torch
 
 from sapcli.checkpoints.checkpoint import INDEX_SUFFIX, Form, update_digest
-from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, shown, tensor_bytes, write_tensors
+from sapcli.checkpoints.json_text import shown
+from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, tensor_bytes, write_tensors
 from sapcli.errors import CheckpointError, NumericsError, UsageError
-from sapcli.machine.files import atomic_write, atomic_writes, write_error
+from sapcli.machine.files import atomic_write, pending_files, write_error
+from sapcli.machine.text import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,17 +27,26 @@ if TYPE_CHECKING:
     from sapcli.checkpoints.checkpoint import Checkpoint
     from sapcli.checkpoints.safetensors_file import Buffer
 
+# So many hexadecimal digits of the SHA-256 of a shard's bytes stand before the ending of its name.
+_DIGITS = 12
+_CONTENT_NAME = re.compile(rf"\.[0-9a-f]{{{_DIGITS}}}\.safetensors$")
+# Shards that no index names are left by a killed run, unless another one is just writing them.
+_STALE_SECONDS = 3600.0
+
 
 def write_checkpoint(
     checkpoint: Checkpoint,
     destination: Path | BinaryIO,
     replacements: Mapping[str, Tensor],
     metadata: Mapping[str, str],
+    *,
+    replace: bool = True,
 ) -> None:
     """Write a checkpoint with some of its tensors replaced: the names, order, shapes, dtypes and data layout stay.
 
     The tensors are written one by one; those that are not replaced keep every bit. Nothing appears under the final
-    names before all is written, the index of shards last.
+    names before all is written. The names of shards tell their content, so that none takes the place of another one
+    that the index still names; the index is replaced last, and the shards of the one before are removed then.
 
     Args:
         checkpoint: What is to be written.
@@ -40,12 +54,15 @@ def write_checkpoint(
         replacements: New tensors for some entries, of the same shapes, each asked for once; they are cast to the
             entries' dtypes.
         metadata: The texts for the header (of every shard, and for the index), in place of the checkpoint's own.
+        replace: Whether a file that has the name by then is replaced.
 
     Raises:
-        CheckpointError: It cannot be written, would overwrite what it is read from, or its file was changed.
+        CheckpointError: It cannot be written, would replace what is not to be replaced or what it is read from, or its
+            file was changed.
         NumericsError: A replacement is not finite in its entry's dtype.
         ValueError: A replacement has no entry, or another shape.
     """
+    metadata = {encodable(name): encodable(text) for name, text in metadata.items()}
     unknown = replacements.keys() - checkpoint.entries.keys()
     if unknown:
         raise ValueError(f"no entry {min(unknown)} to replace")
@@ -64,14 +81,22 @@ def write_checkpoint(
         return
 
     outputs = output_files(checkpoint, destination)
-    _refuse_own_files(checkpoint, outputs)
-    with atomic_writes(outputs, CheckpointError) as handles:
-        if len(outputs) == 1:
-            _write_single(handles[0], checkpoint, metadata, data)
-            return
-        for file, handle in zip(checkpoint.files.values(), handles, strict=False):
-            write_tensors(handle, file.entries.values(), file.spans, metadata, data)
-        handles[-1].write(_index(checkpoint, outputs, metadata))
+    _refuse_own_files(checkpoint, outputs[-1:])
+    if len(outputs) == 1:
+        with atomic_write(outputs[0], CheckpointError, replace=replace) as handle:
+            _write_single(handle, checkpoint, metadata, data)
+        return
+    before = _named_shards(outputs[-1])
+    not_named_yet = [output.with_name(_content_name(output.name, "0" * _DIGITS)) for output in outputs[:-1]]
+    with pending_files([*not_named_yet, outputs[-1]], CheckpointError, replace=replace) as pending:
+        for file, plain, output in zip(checkpoint.files.values(), outputs, pending, strict=False):
+            hashing = _Hashing(output.handle)
+            write_tensors(cast("IO[bytes]", hashing), file.entries.values(), file.spans, metadata, data)
+            output.name_by_content(_content_name(plain.name, hashing.digest.hexdigest()))
+        shards = [output.path for output in pending[:-1]]
+        _refuse_own_files(checkpoint, shards)
+        pending[-1].handle.write(_index(checkpoint, shards, metadata))
+    _remove_old_shards(checkpoint, shards, before)
 
 
 def written_digest(checkpoint: Checkpoint, replacements: Mapping[str, Tensor]) -> str:
@@ -129,8 +154,9 @@ def output_files(checkpoint: Checkpoint, destination: Path) -> tuple[Path, ...]:
 
     A destination that is a folder takes the checkpoint's own file name. Shards become shards again when the
     destination is a folder or an index (`*.json`); they keep their names, or where the index gets another name, change
-    theirs alike (`model-1-of-2` beside `model`, `fixed-1-of-2` beside `fixed`). A destination called `*.safetensors`
-    gets one file, in whatever form the checkpoint came.
+    theirs alike (`model-1-of-2` beside `model`, `fixed-1-of-2` beside `fixed`), and a part of a hash of their content
+    is put before the ending once that is written. A destination called `*.safetensors` gets one file, in whatever form
+    the checkpoint came.
 
     Args:
         checkpoint: What is to be written.
@@ -198,9 +224,59 @@ def _index_stem(name: str) -> str:
 def _shard_names(checkpoint: Checkpoint, old_index: str, new_index: str) -> list[str]:
     """The shards' new names, in the order of `checkpoint.files`."""
     old, new = _index_stem(old_index), _index_stem(new_index)
-    if all(shard.startswith(old) for shard in checkpoint.files):
-        return [new + shard.removeprefix(old) for shard in checkpoint.files]
-    return list(checkpoint.files)
+    shards = [_CONTENT_NAME.sub(".safetensors", shard) for shard in checkpoint.files]
+    if len(set(shards)) < len(shards):
+        shards = list(checkpoint.files)
+    if all(shard.startswith(old) for shard in shards):
+        return [new + shard.removeprefix(old) for shard in shards]
+    return shards
+
+
+class _Hashing:
+    """A file that is written to, and the hash of all that was."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Buffer) -> int:
+        """Write and remember."""
+        self.digest.update(data)
+        return self._handle.write(data)
+
+
+def _content_name(shard: str, digest: str) -> str:
+    """The name of a shard with this content."""
+    return f"{shard.removesuffix('.safetensors')}.{digest[:_DIGITS]}.safetensors"
+
+
+def _named_shards(index: Path) -> frozenset[str]:
+    """The shards that an index names which is there already; none where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+        if index.is_file():
+            return frozenset(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+    return frozenset()
+
+
+def _remove_old_shards(checkpoint: Checkpoint, shards: Sequence[Path], before: frozenset[str]) -> None:
+    """Remove the shards of the checkpoint that was replaced, and those that a killed run has left.
+
+    Only what has the name of one of the new shards but for its content's hash, and never what is being read.
+    """
+    plain = {_CONTENT_NAME.sub(".safetensors", shard.name) for shard in shards}
+    kept = {shard.name for shard in shards}
+    folder = shards[0].parent
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            is_ours = _CONTENT_NAME.sub(".safetensors", path.name) in plain
+            if not is_ours or path.name in kept or path.is_symlink() or not path.is_file():
+                continue
+            is_stale = bool(_CONTENT_NAME.search(path.name)) and time.time() - path.stat().st_mtime > _STALE_SECONDS
+            own = checkpoint.path is not None and any(
+                _is_same_file(path, checkpoint.path.with_name(name)) for name in checkpoint.files
+            )
+            if not own and (path.name in before or is_stale):
+                path.unlink()
 
 
 def _index(checkpoint: Checkpoint, outputs: Sequence[Path], metadata: Mapping[str, str]) -> bytes:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from sapcli.activations.bases import Bases
 from sapcli.activations.bases_file import write_bases
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, note_unchecked_order, tell_of_images
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
-from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin
-from sapcli.machine.results import results
+from sapcli.commands.line.output_check import check_outputs
+from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin, open_output
 
 
 def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None, output: OutputOptions) -> None:
@@ -22,16 +23,17 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     terminal = inputs.terminal()
     session = inputs.session(terminal, selection.validation)
     session.check_data()
+    reads = inputs.reads(session.checkpoint, val=selection.validation, trusted=trusted)
+    check_outputs([("-o", destination), *inputs.writes()], reads)
     introduce(session, session.training)
     samples = TrustedSource(selection, trusted).samples(session)
     bases = session.bases(samples)
     note_unchecked_order(session)
     _note_coverage(terminal, bases, inputs.run.verbose)
     tell_of_images(terminal, samples.images)
-    if destination is None:
-        write_bases(bases, results())
-    else:
-        write_bases(bases, destination)
+    with open_output(destination, output.force) as handle:
+        write_bases(bases, cast("BinaryIO", handle))
+    if destination is not None:
         console.print_result(str(destination))
 
 

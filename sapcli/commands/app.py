@@ -27,7 +27,9 @@ from sapcli.commands.line.options import (
     Trusted,
     option,
 )
+from sapcli.commands.line.parsing import finite
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
+from sapcli.commands.line.settings_file import default_map, find_settings, named_settings
 from sapcli.commands.line.suspects_options import SuspectsOptions
 from sapcli.settings import OutputFormat, PlanFormat, ReportForm
 
@@ -44,12 +46,14 @@ app = typer.Typer(
     "Start with: sap project model.safetensors data/",
     epilog="Options are taken from flags, then from the environment (--batch-size: SAP_BATCH_SIZE), then from sap.toml"
     " or [tool.sap] in pyproject.toml; `sap config` shows them. Exit status: 0 done, 1 an error about input or"
-    " environment, 2 wrong usage, 3 a quality gate was not met, 130 interrupted, 143 terminated.",
+    " environment, 2 wrong usage, 3 a quality gate was not met, 129 hung up, 130 interrupted, 143 terminated.",
 )
 cache_app = typer.Typer(no_args_is_help=True, help="See or empty the folder of intermediate artifacts.")
 app.add_typer(cache_app, name="cache")
 
 DEBUG = "SAPDEBUG"
+HELP = object()
+"""What the context holds while help is asked for, and no settings file is read."""
 
 
 def _version(asked: bool) -> None:
@@ -60,13 +64,28 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            envvar="SAP_CONFIG",
+            help="Take settings from this file, those too that say what is written and which code runs.",
+        ),
+    ] = None,
 ) -> None:
     if debug:
         os.environ[DEBUG] = "1"
+    # Help comes also when the file is damaged.
+    if context.obj is not HELP:
+        context.obj = find_settings(Path()) if config is None else named_settings(config)
+        if context.obj is not None:
+            context.default_map = default_map(context.obj, context.command)
 
 
 @app.command()
@@ -137,6 +156,7 @@ def project(
             "--require-gain",
             panel=GATES,
             metavar="POINTS",
+            callback=finite,
             help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
         ),
     ] = None,
@@ -195,7 +215,14 @@ def evaluate(
         ),
     ] = None,
     min_accuracy: Annotated[
-        float | None, option("--min-accuracy", panel=GATES, metavar="PERCENT", help="Exit 3 below this top-1 accuracy.")
+        float | None,
+        option(
+            "--min-accuracy",
+            panel=GATES,
+            metavar="PERCENT",
+            callback=finite,
+            help="Exit 3 below this top-1 accuracy.",
+        ),
     ] = None,
     format: Annotated[  # noqa: A002
         OutputFormat | None, option("--format", panel=RUN, help="A table on a terminal and JSON otherwise by default.")
@@ -294,8 +321,9 @@ def config(
 ) -> None:
     """Show the settings that a command would run with, and where each comes from: ready for sap.toml.
 
-    A flag goes before an environment variable (--batch-size: SAP_BATCH_SIZE), that before sap.toml or [tool.sap] in
-    pyproject.toml of the working folder, and that before the default.
+    A flag goes before an environment variable (--batch-size: SAP_BATCH_SIZE), that before the file of `sap --config`,
+    else sap.toml or [tool.sap] in pyproject.toml of the working folder, and that before the default. What is written,
+    and which code runs, only a file says that --config names.
 
     Example: sap config project
     """

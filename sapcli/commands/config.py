@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from sapcli.commands.line import console
-from sapcli.commands.line.settings_file import effective_settings, find_settings, render_settings
+from sapcli.commands.line.settings_file import effective_settings, render_settings
 
 
 def config(context: typer.Context, command: str) -> None:
     """`sap config`."""
-    settings = effective_settings(context.parent, command, find_settings(Path()))
+    settings = effective_settings(context.parent, command)
     console.print_result(render_settings(command, settings).rstrip())

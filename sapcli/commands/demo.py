@@ -224,7 +224,7 @@ def _run(terminal: Terminal, *arguments: str) -> None:
     shown = f"sap {shlex.join(arguments)}"
     terminal.note("")
     terminal.note(f"$ {shown}")
-    status = subprocess.run([sys.executable, "-m", "sapcli", *arguments], check=False).returncode
+    status = subprocess.run([sys.executable, "-P", "-m", "sapcli", *arguments], check=False).returncode
     terminal.note("")
     if status != 0:
         raise SapError(f"`{shown}` ended with status {status}", "its own message is above")

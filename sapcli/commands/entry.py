@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from pathlib import Path
 
 import typer
 
-from sapcli.commands.app import DEBUG, app
-from sapcli.commands.line.settings_file import default_map, find_settings
-from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError
+from sapcli.commands.app import DEBUG, HELP, app
+from sapcli.commands.line.settings_file import SettingsFile
+from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError, unexpected
 from sapcli.machine.heap import keep_freed_memory
 from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.signals import Terminated
@@ -21,8 +20,10 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit status; the errors are on stderr."""
     try:
         program = typer.main.get_command(app)
-        defaults = _file_settings(program, arguments)
-        status = program.main(args=arguments, prog_name="sap", standalone_mode=False, default_map=defaults)
+        # Help comes also when the settings file is damaged.
+        help_wanted = {"-h", "--help", "--version"} & set(sys.argv[1:] if arguments is None else arguments)
+        settings = HELP if help_wanted else None
+        status = program.main(args=arguments, prog_name="sap", standalone_mode=False, obj=settings)
     except SapError as error:
         return _fail(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -36,20 +37,14 @@ def run(arguments: list[str] | None = None) -> int:
         _leave_stdout()
         return ExitStatus.DONE
     except Exception as error:
-        return _fail(_known(error))
+        known = _known(error)
+        known.__cause__ = error
+        return _fail(known)
     return int(status or 0)
 
 
-def _file_settings(program: object, arguments: list[str] | None) -> dict[str, object]:
-    """The defaults that the settings file of the working folder gives; help comes also when that is damaged."""
-    if {"-h", "--help", "--version"} & set(sys.argv[1:] if arguments is None else arguments):
-        return {}
-    file = find_settings(Path())
-    return {} if file is None else default_map(file, program)
-
-
 def _known(error: Exception) -> SapError:
-    """A usage error that Typer found or a fault of the machine, in our words; anything else is raised on."""
+    """A usage error that Typer found, a fault of the machine, or one of ours, in words that can be acted on."""
     if is_out_of_memory(error):
         return DeviceError("there is not enough memory", "end what else uses it, or run on another machine or --device")
     if isinstance(error, OSError):
@@ -57,7 +52,7 @@ def _known(error: Exception) -> SapError:
         return SapError(f"{what}: {error.strerror or error}", "check the file, its folder and its disk")
     describe = getattr(error, "format_message", None)
     if describe is None:
-        raise error
+        return unexpected(error)
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     command = "sap" if context is None else context.command_path
     message, hint = describe() or "no command was given", f"see `{command} --help`"
@@ -69,7 +64,8 @@ def _known(error: Exception) -> SapError:
                 f"{command} CHECKPOINT DATA; {hint}",
             )
         source = context.get_parameter_source(parameter.name)
-        if source is not None and source.name == "DEFAULT_MAP" and (file := find_settings(Path())) is not None:
+        file = context.find_root().obj
+        if source is not None and source.name == "DEFAULT_MAP" and isinstance(file, SettingsFile):
             hint = f"it is set in {file.name}; {hint}"
     return UsageError(message, hint)
 

@@ -9,7 +9,8 @@ from sapcli.activations.scoring import Outcomes
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions
-from sapcli.commands.line.outputs import check_appendable, destination_file, one_stdin, open_output
+from sapcli.commands.line.output_check import check_outputs
+from sapcli.commands.line.outputs import check_summary, destination_file, one_stdin, write_text
 from sapcli.datasets.contents import find_contents, from_text
 from sapcli.errors import GateError
 from sapcli.machine.results import are_shown as results_are_shown
@@ -31,17 +32,21 @@ def evaluate(
     summary: Path | None = None,
 ) -> None:
     """`sap eval`."""
-    check_appendable(summary)
+    check_summary(summary)
     one_stdin(CHECKPOINT=inputs.checkpoint, baseline=baseline)
     destination = destination_file(output, None)
     terminal = inputs.terminal()
     session = inputs.session(terminal)
-    evaluation = _evaluate(session, terminal)
-    reference = None
+    other = None
     if baseline is not None:
         # A class map that is suggested is that of the checkpoint itself.
         images = replace(inputs.images, suggest_class_map=None)
         other = replace(inputs.for_checkpoint(baseline), images=images).session(terminal)
+    checkpoints = [session.checkpoint] if other is None else [session.checkpoint, other.checkpoint]
+    check_outputs([("-o", destination), ("--summary", summary), *inputs.writes()], inputs.reads(*checkpoints))
+    evaluation = _evaluate(session, terminal)
+    reference = None
+    if other is not None:
         other.like = session.architecture
         same = other.architecture.preprocessing == session.architecture.preprocessing
         reference = _evaluate(other, terminal, images_told=same)
@@ -56,8 +61,8 @@ def evaluate(
     report = EvaluationReport(
         evaluation.metrics, tuple(evaluation.unreadable), None if reference is None else reference.metrics, gain
     )
-    with open_output(destination) as handle:
-        handle.write(render_evaluation(report, output_format).encode("utf-8", "surrogateescape"))
+    is_json = output_format is OutputFormat.JSON
+    write_text(destination, render_evaluation(report, output_format), output.force, is_json=is_json)
     append_summary(summary, evaluation_summary(inputs.checkpoint, report))
     if min_accuracy is not None and not evaluation.metrics.top1 >= min_accuracy:
         raise GateError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.commands.line.console import Terminal
+from sapcli.commands.line.inputs import note_settings
 from sapcli.commands.line.options import ModelOptions, RunOptions
-from sapcli.commands.line.outputs import open_output
+from sapcli.commands.line.outputs import write_text
 from sapcli.machine.results import are_shown as results_are_shown
 from sapcli.repairs.alpha_search import Evidence, usual_trials
 from sapcli.repairs.evidence.estimate import Workload
@@ -17,6 +19,7 @@ from sapcli.settings import PlanFormat, ProjectionSettings
 
 def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: PlanFormat | None) -> None:
     """`sap inspect`."""
+    note_settings(Terminal(run.quiet), run.settings)
     settings = run.to_settings()
     workload = usual_workload(settings.batch_size)
     _print(inspect_checkpoint(open_checkpoint(source), model.to_source(), settings.device, workload), output_format)
@@ -26,8 +29,7 @@ def _print(inspection: Inspection, output_format: PlanFormat | None) -> None:
     """A table on a terminal and JSON otherwise, where no format was asked for."""
     if output_format is None:
         output_format = PlanFormat.TABLE if results_are_shown() else PlanFormat.JSON
-    with open_output(None) as handle:
-        handle.write(render_inspection(inspection, output_format).encode("utf-8", "surrogateescape"))
+    write_text(None, render_inspection(inspection, output_format), is_json=output_format is PlanFormat.JSON)
 
 
 def print_plan(session: Session, settings: ProjectionSettings, trusted: int, *, selects: bool, captures: bool) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sapcli.activations.bases import Bases
 from sapcli.checkpoints import saving
+from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import (
     Inputs,
@@ -20,9 +22,17 @@ from sapcli.commands.line.inputs import (
     tell_of_images,
 )
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
-from sapcli.commands.line.outputs import STDIO, check_appendable, destination_checkpoint, one_stdin, report_forms
+from sapcli.commands.line.output_check import Reads, check_outputs
+from sapcli.commands.line.outputs import (
+    STDIO,
+    check_summary,
+    destination_checkpoint,
+    destination_index,
+    one_stdin,
+    report_forms,
+)
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
-from sapcli.errors import GateError, UsageError
+from sapcli.errors import GateError, SapError, UsageError, unexpected
 from sapcli.machine.files import atomic_write
 from sapcli.machine.results import results
 from sapcli.repairs.alpha_search import KNEE, Evidence
@@ -71,8 +81,10 @@ def project(checkpoints: Sequence[str], inputs: Inputs, request: Request) -> Non
         _check_several(checkpoints, request)
     trust = TrustedSource(request.selection, request.trusted)
     terminal = inputs.terminal()
+    written: list[Path] = []
     for checkpoint in checkpoints:
-        _project(replace(inputs, checkpoint=checkpoint), request, trust, terminal, several=len(checkpoints) > 1)
+        others = [name for name in checkpoints if name != checkpoint]
+        _project(replace(inputs, checkpoint=checkpoint), request, trust, terminal, others, written)
 
 
 def _check_several(checkpoints: Sequence[str], request: Request) -> None:
@@ -88,26 +100,35 @@ def _check_several(checkpoints: Sequence[str], request: Request) -> None:
     folder = request.output.output
     if folder is not None and not Path(folder).is_dir():
         raise UsageError(f"-o {folder} is no folder for {len(checkpoints)} checkpoints", "make the folder first")
-    names = {Path(checkpoint).name for checkpoint in checkpoints}
-    if folder is not None and len(names) < len(checkpoints):
-        raise UsageError("two of the checkpoints have the same file name", "repair them one by one, or leave out -o")
+    places = {(Path(folder or Path(name).parent), Path(name).stem) for name in checkpoints}
+    if len(places) < len(checkpoints):
+        hint = "repair them one by one" + ("" if folder is None else ", or leave out -o")
+        raise UsageError("two of the checkpoints have the same file name", hint)
 
 
 def _project(
-    inputs: Inputs, request: Request, trust: TrustedSource, terminal: console.Terminal, *, several: bool
+    inputs: Inputs,
+    request: Request,
+    trust: TrustedSource,
+    terminal: console.Terminal,
+    others: Sequence[str],
+    written: list[Path],
 ) -> None:
-    """Repair one checkpoint, or one of several."""
+    """Repair one checkpoint, or one of several; the others are read too, and what was written for them is kept."""
     settings, record = request.projection.to_settings(), request.record
     session = inputs.session(terminal, request.selection.validation)
     checkpoint = session.checkpoint
     # A dry run writes nothing, so nothing is in its way.
     force = request.output.force or request.dry_run
-    destination = destination_checkpoint(checkpoint, replace(request.output, force=force), in_folder=several)
+    destination = destination_checkpoint(checkpoint, replace(request.output, force=force), in_folder=bool(others))
     report_files = report_forms(record.report or (), force)
-    check_appendable(record.summary)
+    check_summary(record.summary)
     if request.require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DATA")
     session.check_data(test=bool(report_files))
+    outputs = [("-o", destination_index(checkpoint, destination)), ("--summary", record.summary), *inputs.writes()]
+    outputs += [("-o", path) for path in written] + [("--report", file) for file in record.report or ()]
+    check_outputs(outputs, _reads(inputs, request, checkpoint, others))
     check_patterns(session.weight_names, settings.layers, settings.skip_layers)
     introduce(session, session.training)
     terminal.note(_announcement(session, request, settings, destination))
@@ -134,23 +155,49 @@ def _project(
         tell_of_images(terminal, images)
     rows = repair_rows(repair)
     _print_closing(terminal, repair, rows, inputs.run.verbose)
-    append_summary(record.summary, repair_summary(checkpoint.source, rows))
-    if report_files:
-        _write_report(session, repair, correction, bases, samples, settings, report_files)
-    if request.require_gain is not None and not _reaches(repair, request.require_gain):
+    recording = _Recording(session, repair, correction, bases, samples, settings)
+    gate = request.require_gain
+    if gate is not None and not _reaches(repair, gate):
+        recording.write(rows, record.summary, report_files, force=force)
         found = "nothing beats the unchanged model" if repair.gain is None else f"it is {repair.gain.points:+.2f}"
         raise GateError(
-            f"the gain on {repair.validation} validation images is below --require-gain {request.require_gain:g}:"
-            f" {found}",
+            f"the gain on {repair.validation} validation images is below --require-gain {gate:g}: {found}",
             "no checkpoint was written; look at the data, or ask for less",
         )
+    # The checkpoint first: whatever becomes of the records, the repair is not lost.
     replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
     metadata = repair_metadata(session, repair, correction, settings, bases, forget)
-    if destination is None:
-        saving.write_checkpoint(checkpoint, results(), replacements, metadata)
-    else:
-        saving.write_checkpoint(checkpoint, destination, replacements, metadata)
-        console.print_result(str(saving.output_files(checkpoint, destination)[-1]))
+    target = results() if destination is None else destination
+    saving.write_checkpoint(checkpoint, target, replacements, metadata, replace=force)
+    shown = destination_index(checkpoint, destination)
+    written += [] if shown is None else [shown]
+    failure = None
+    try:
+        recording.write(rows, record.summary, report_files, force=force)
+    except SapError as error:
+        kept = "was written to stdout" if shown is None else f"is in {shown}"
+        failure = SapError(f"{error.message}; the corrected checkpoint {kept}", error.hint)
+        failure.__cause__ = error
+    try:
+        if shown is not None:
+            console.print_result(str(shown))
+    finally:
+        if failure is not None:
+            raise failure
+
+
+def _reads(inputs: Inputs, request: Request, checkpoint: Checkpoint, others: Sequence[str]) -> Reads:
+    """What the command reads."""
+    reads = inputs.reads(
+        checkpoint,
+        val=request.selection.validation,
+        trusted=request.trusted,
+        bases=request.projection.bases,
+        forget=request.projection.forget,
+    )
+    for other in others:
+        reads.add_checkpoint_named(other)
+    return reads
 
 
 def _announcement(session: Session, request: Request, settings: ProjectionSettings, destination: Path | None) -> str:
@@ -181,25 +228,62 @@ def _artifacts(
     return bases, samples
 
 
-def _write_report(
-    session: Session,
-    repair: Repair,
-    correction: Correction,
-    bases: Bases,
-    samples: Samples | None,
-    settings: ProjectionSettings,
-    files: Mapping[Path, ReportForm],
-) -> None:
-    """Write the report in every form that is asked for; what only a report needs is imported and measured here."""
-    from sapcli.reports.pages import render_report
-    from sapcli.reports.repair_report import report_repair
+@dataclass(frozen=True)
+class _Recording:
+    """What is written about a repair that was done."""
 
-    command = shlex.join(["sap", *sys.argv[1:]])
-    report = report_repair(session, repair, correction, bases, samples, settings, command)
-    for file, form in files.items():
-        with atomic_write(file) as handle:
-            handle.write(render_report(report, form))
-        session.progress.note(f"report: {file}")
+    session: Session
+    repair: Repair
+    correction: Correction
+    bases: Bases
+    samples: Samples | None
+    settings: ProjectionSettings
+
+    def write(
+        self, rows: Sequence[tuple[str, str]], summary: Path | None, files: Mapping[Path, ReportForm], *, force: bool
+    ) -> None:
+        """Append the summary, and write the report in every form that is asked for.
+
+        Raises:
+            SapError: One of them could not be written; the others were, where they could be.
+        """
+        failed: list[SapError] = []
+        with _collecting(failed, f"the summary {summary}"):
+            append_summary(summary, repair_summary(self.session.checkpoint.source, rows))
+        if files:
+            with _collecting(failed, "the report"):
+                self._write_report(files, failed, force=force)
+        if failed:
+            raise SapError("; ".join(error.message for error in failed), failed[0].hint) from failed[0]
+
+    def _write_report(self, files: Mapping[Path, ReportForm], failed: list[SapError], *, force: bool) -> None:
+        """What only a report needs is imported and measured here."""
+        from sapcli.reports.pages import render_report
+        from sapcli.reports.repair_report import report_repair
+
+        command = shlex.join(["sap", *sys.argv[1:]])
+        report = report_repair(
+            self.session, self.repair, self.correction, self.bases, self.samples, self.settings, command
+        )
+        for file, form in files.items():
+            with _collecting(failed, f"the report {file}"):
+                content = render_report(report, form)
+                with atomic_write(file, replace=force) as handle:
+                    handle.write(content)
+                self.session.progress.note(f"report: {file}")
+
+
+@contextmanager
+def _collecting(failed: list[SapError], what: str) -> Iterator[None]:
+    """Keep an error for later, whatever it is: what is left to do is done first."""
+    try:
+        yield
+    except SapError as error:
+        failed.append(error)
+    except Exception as error:
+        failure = unexpected(error, f"{what} could not be made")
+        failure.__cause__ = error
+        failed.append(failure)
 
 
 def repair_rows(repair: Repair) -> list[tuple[str, str]]:

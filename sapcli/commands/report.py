@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sapcli.commands.line.options import OutputOptions
-from sapcli.commands.line.outputs import destination_file, open_output, report_forms
+from sapcli.commands.line.output_check import Reads, check_outputs
+from sapcli.commands.line.outputs import destination_file, report_forms, write_text
+from sapcli.errors import SapError
 from sapcli.settings import ReportForm
 
 
@@ -17,6 +19,16 @@ def report(result: Path, form: ReportForm | None, output: OutputOptions) -> None
     destination = destination_file(output, None)
     if form is None and destination is not None:
         (form,) = report_forms([destination], output.force, "-o").values()
-    content = render_report(from_json(result), form or ReportForm.MARKDOWN)
-    with open_output(destination) as handle:
-        handle.write(content)
+    reads = Reads()
+    reads.add_file("the report that is read", result)
+    check_outputs([("-o", destination)], reads)
+    form = form or ReportForm.MARKDOWN
+    read = from_json(result)
+    try:
+        content = render_report(read, form).decode()
+    except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError, RuntimeError) as error:
+        raise SapError(
+            f"{result} cannot be rendered: {type(error).__name__}: {error}",
+            "make it again with `sap project --report FILE.json`",
+        ) from error
+    write_text(destination, content, output.force, is_json=form is ReportForm.JSON)

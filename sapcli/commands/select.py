@@ -5,7 +5,8 @@ from __future__ import annotations
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, introduce, note_unchecked_order, tell_of_images
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
-from sapcli.commands.line.outputs import destination_file, open_output
+from sapcli.commands.line.output_check import check_outputs
+from sapcli.commands.line.outputs import destination_file, write_text
 
 
 def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -> None:
@@ -14,11 +15,12 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
     terminal = inputs.terminal()
     session = inputs.session(terminal, selection.validation)
     session.check_data()
+    reads = inputs.reads(session.checkpoint, val=selection.validation)
+    check_outputs([("-o", destination), *inputs.writes()], reads)
     introduce(session, session.training)
     trusted = session.select(selection.to_settings())
     note_unchecked_order(session)
     tell_of_images(terminal, session.training_images)
-    with open_output(destination) as handle:
-        handle.write(trusted.to_json_lines().encode("utf-8", "surrogateescape"))
+    write_text(destination, trusted.to_json_lines(), output.force, is_json=True)
     if destination is not None:
         console.print_result(str(destination))

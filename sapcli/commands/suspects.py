@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sapcli.commands.line.console import is_exact
 from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions
-from sapcli.commands.line.outputs import check_writable, destination_file, open_output
+from sapcli.commands.line.output_check import check_outputs
+from sapcli.commands.line.outputs import check_writable, destination_file, open_output, write_text
 from sapcli.commands.line.suspects_options import SuspectsOptions
 from sapcli.datasets.dataset import Dataset
+from sapcli.errors import UsageError
 from sapcli.machine.files import atomic_write
 from sapcli.repairs.evidence.suspects import (
     Detection,
@@ -23,7 +27,7 @@ from sapcli.repairs.evidence.suspects import (
     render_suspects,
 )
 from sapcli.repairs.evidence.weak_points import guessing
-from sapcli.settings import LabelForm
+from sapcli.settings import LabelForm, SuspectsFormat
 
 
 def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) -> None:
@@ -35,6 +39,11 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     terminal = inputs.terminal()
     session = inputs.session(terminal)
     dataset = session.training
+    written = None if correction is None else correction.path
+    outputs = [("-o", destination), ("--html", options.html), ("--apply-to", written), *inputs.writes()]
+    if correction is not None and correction.form is LabelForm.LINKS:
+        correction.check_outside(dataset.root)
+    check_outputs(outputs, inputs.reads(session.checkpoint, truth=options.truth))
     truth = None if options.truth is None else read_truth(options.truth, dataset)
     introduce(session, dataset)
     if session.checkpoint.metadata.get("sap.repaired") != "true":
@@ -50,13 +59,18 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     contradicted = int((~outcomes.correct).sum())
     listed = "" if len(found) == contradicted else f", {len(found):,} of them listed"
     terminal.note(f"{contradicted:,} of {len(outcomes):,} labels are contradicted{listed}")
-    with open_output(destination) as handle:
-        handle.write(render_suspects(found, options.format).encode("utf-8", "surrogateescape"))
+    if options.null:
+        with open_output(destination, output.force) as handle:
+            handle.write(b"".join(os.fsencode(suspect.path) + b"\0" for suspect in found))
+    else:
+        exact = destination is not None or is_exact()
+        text = render_suspects(found, options.format, exact=exact)
+        write_text(destination, text, output.force, is_json=options.format is SuspectsFormat.JSONL)
     if options.html is not None:
         from sapcli.reports.pages import contact_sheet
 
         page = contact_sheet(dataset.root, session.checkpoint.source, len(outcomes), found)
-        with atomic_write(options.html) as handle:
+        with atomic_write(options.html, replace=output.force) as handle:
             handle.write(page.encode())
         terminal.note(f"contact sheet: {options.html}")
     if correction is not None:
@@ -72,16 +86,22 @@ class _CorrectedLabels:
 
     form: LabelForm
     path: Path
+    replace: bool
 
     @classmethod
     def of(cls, options: SuspectsOptions, force: bool) -> _CorrectedLabels:
         """What the options ask for, made sure of before the work begins."""
         assert options.apply is not None
         if options.apply is LabelForm.LINKS:
-            return cls(options.apply, options.apply_to or Path("corrected"))
+            return cls(options.apply, options.apply_to or Path("corrected"), force)
         path = options.apply_to or Path("corrected.csv")
         check_writable(path, force, "--apply-to")
-        return cls(options.apply, path)
+        return cls(options.apply, path, force)
+
+    def check_outside(self, data: Path) -> None:
+        """Make sure that the links do not become images of the data folder."""
+        if Path(os.path.realpath(self.path)).is_relative_to(os.path.realpath(data)):
+            raise UsageError(f"{self.path} lies in the data folder {data}", "name another folder with --apply-to")
 
     def write(self, dataset: Dataset, found: tuple[Suspect, ...]) -> None:
         """Write them."""
@@ -89,7 +109,7 @@ class _CorrectedLabels:
         if self.form is LabelForm.LINKS:
             link_corrected(dataset, labels, self.path)
             return
-        with atomic_write(self.path) as handle:
+        with atomic_write(self.path, replace=self.replace) as handle:
             handle.write(render_labels(labels).encode("utf-8", "surrogateescape"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -68,11 +68,6 @@ class Treatment:
     scaling: Scaling | None = None
     highest: float = 0.0
     oriented: bool = False
-
-    @property
-    def is_remarkable(self) -> bool:
-        """Whether there is anything to be said; a black image is black however it is scaled."""
-        return self.oriented or (self.scaling is not None and self.highest > 0)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Treatment:
@@ -164,14 +159,17 @@ class Decoder:
             self._refuse_slivers(*image.size)
             stored = orientation(image)
             turn = stored if self._preprocessing.exif is Exif.APPLY else 1
-            converted, treatment = eight_bits(image, self._mode, self._longest_side, turn)
+            converted, values = eight_bits(image, self._mode, self._longest_side, turn)
             if converted.size == self._size_as_it_is:
                 # Nothing to resize or crop, which the transform takes as long to find out as the file to be decoded.
                 pixels: Pixels = np.asarray(converted).reshape(*self.shape[1:], -1).transpose(2, 0, 1)
             else:
                 pixels = self._transform(converted).numpy()
-        treatment = replace(treatment, oriented=stored != 1)
-        return Decoded(pixels, treatment if treatment.is_remarkable else None)
+        if stored == 1 and (values is None or values.highest == 0):
+            # Nothing to be said; a black image is black however it is scaled.
+            return Decoded(pixels)
+        treatment = Treatment(oriented=stored != 1) if values is None else values.treatment(stored != 1)
+        return Decoded(pixels, treatment)
 
     def _refuse_slivers(self, width: int, height: int) -> None:
         """Refuse a picture, small enough in itself, that becomes huge when its shorter side grows to the wanted one."""
@@ -201,8 +199,15 @@ def longest_side(path: Path) -> int | None:
 
 
 @dataclass(frozen=True)
-class _Range:
-    """How grey values of one image become 0 to 255: `(value - offset) * factor`, rounded."""
+class GreyValues:
+    """How grey values of one image become 0 to 255: `(value - offset) * factor`, rounded.
+
+    Attributes:
+        scaling: The way in words.
+        offset: Of the values.
+        factor: Of what is above the offset.
+        highest: The highest value.
+    """
 
     scaling: Scaling
     offset: float
@@ -214,9 +219,15 @@ class _Range:
         values = (np.asarray(image) - np.float64(self.offset)) * self.factor
         return Image.fromarray(np.rint(values).astype(np.uint8))
 
+    def treatment(self, oriented: bool) -> Treatment:
+        """What is said of the image."""
+        return Treatment(self.scaling, self.highest, oriented)
 
-def eight_bits(image: Image.Image, mode: str, longest_side: float, turn: int = 1) -> tuple[Image.Image, Treatment]:
-    """A decoded image in a mode of 8 bits, and what was done to it.
+
+def eight_bits(
+    image: Image.Image, mode: str, longest_side: float, turn: int = 1
+) -> tuple[Image.Image, GreyValues | None]:
+    """A decoded image in a mode of 8 bits, and how its values were scaled if it had more.
 
     Pillow's own conversion of greys of more bits cuts off all that is brighter than 255, and what lies between 0 and 1.
     How the values are meant is not in the file, so their range decides: what needs 8 bits was stored in more than it
@@ -234,15 +245,16 @@ def eight_bits(image: Image.Image, mode: str, longest_side: float, turn: int = 1
     Raises:
         ValueError: There is a NaN or an infinity.
     """
-    found = _range(image) if image.mode in (*_INTEGERS, _FLOATS) else None
-    treatment = Treatment() if found is None else Treatment(found.scaling, found.highest)
+    if image.mode == mode and turn == 1:
+        return image, None
+    found = _grey_values(image) if image.mode in (*_INTEGERS, _FLOATS) else None
 
     def converted(part: Image.Image) -> Image.Image:
         grey = part if found is None else found.applied(part)
         return grey if grey.mode == mode else grey.convert(mode)
 
-    if (image.mode == mode and turn == 1) or image.width * image.height <= _NO_COPY:
-        return upright(converted(image), turn), treatment
+    if image.width * image.height <= _NO_COPY:
+        return upright(converted(image), turn), found
     scale = max(int(min(image.size) / (_TIMES_THE_SIZE * longest_side)), 1)
     result = Image.new(mode, (math.ceil(image.width / scale), math.ceil(image.height / scale)))
     top = 0
@@ -250,10 +262,10 @@ def eight_bits(image: Image.Image, mode: str, longest_side: float, turn: int = 1
         small = converted(strip).reduce(scale)
         result.paste(small, (0, top))
         top += small.height
-    return upright(result, turn), treatment
+    return upright(result, turn), found
 
 
-def _range(image: Image.Image) -> _Range:
+def _grey_values(image: Image.Image) -> GreyValues:
     """How the values of a grey image of more than 8 bits are meant."""
     floats = image.mode == _FLOATS
     lowest, highest = math.inf, -math.inf
@@ -263,12 +275,12 @@ def _range(image: Image.Image) -> _Range:
             raise ValueError("its values are no numbers: there is a NaN or an infinity")
         lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
     if lowest < 0 or highest > _MOST_OF_SIXTEEN_BITS:
-        return _Range(Scaling.OWN_RANGE, lowest, 255 / max(highest - lowest, math.ulp(highest)), highest)
+        return GreyValues(Scaling.OWN_RANGE, lowest, 255 / max(highest - lowest, math.ulp(highest)), highest)
     if floats and highest <= 1:
-        return _Range(Scaling.UNIT, 0, 255, highest)
+        return GreyValues(Scaling.UNIT, 0, 255, highest)
     if highest <= _MOST_OF_EIGHT_BITS:
-        return _Range(Scaling.AS_THEY_ARE, 0, 1, highest)
-    return _Range(Scaling.SIXTEEN_BITS, 0, _MOST_OF_EIGHT_BITS / _MOST_OF_SIXTEEN_BITS, highest)
+        return GreyValues(Scaling.AS_THEY_ARE, 0, 1, highest)
+    return GreyValues(Scaling.SIXTEEN_BITS, 0, _MOST_OF_EIGHT_BITS / _MOST_OF_SIXTEEN_BITS, highest)
 
 
 def _strips(image: Image.Image, multiple: int = 1) -> Iterator[Image.Image]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from PIL import Image
 
@@ -34,6 +36,7 @@ MOST_PIXELS = 178_956_970
 MOST_BYTES = 400_000_000
 """Bytes that decoding a picture may take."""
 _ORIENTATION = 0x0112
+_READ_WHOLE = 1 << 16
 _READ_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _TILE_WIDTH, _TILE_LENGTH, _SAMPLES, _BITS = 322, 323, 277, 258
 _TURNS = {
@@ -82,9 +85,24 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         OSError: It cannot be opened, or no format knows it.
         Image.DecompressionBombError: It says that it has more pixels than any picture.
     """
-    with os.fdopen(open_regular(path), "rb") as file, Image.open(file, formats=image_formats()) as image:
+    with _opened(path) as file, Image.open(file, formats=image_formats()) as image:
         _check_pixels(image)
         yield image
+
+
+def _opened(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A regular file; a small one as its bytes, of which readers of headers take a few at a time."""
+    descriptor = open_regular(path)
+    try:
+        start = os.read(descriptor, _READ_WHOLE)
+    except OSError:
+        os.close(descriptor)
+        raise
+    if len(start) < _READ_WHOLE:
+        os.close(descriptor)
+        return io.BytesIO(start)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.fdopen(descriptor, "rb")
 
 
 def decode(image: Image.Image, header: tuple[int, int]) -> None:

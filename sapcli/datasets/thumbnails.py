@@ -24,7 +24,7 @@ def thumbnail(file: Path) -> str | None:
             image.draft("RGB", (_SIDE, _SIDE))
             decode(image, header)
             turn = orientation(image)
-            small, _treatment = eight_bits(image, "RGB", _SIDE)
+            small, _values = eight_bits(image, "RGB", _SIDE)
             small.thumbnail((_SIDE, _SIDE))
             small = upright(small, turn)
     except Exception:

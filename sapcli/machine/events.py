@@ -12,6 +12,7 @@ import os
 import time
 
 from sapcli.errors import UsageError
+from sapcli.machine.text import json_without_commands
 
 _SECONDS_BETWEEN = 0.1
 
@@ -29,7 +30,7 @@ class Events:
     def __init__(self, descriptor: int) -> None:
         try:
             os.write(descriptor, b"")
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise UsageError(
                 f"--progress-json {descriptor}: this file descriptor cannot be written to",
                 "open it first, as in `sap ... --progress-json 3 3>progress.ndjson`",
@@ -41,7 +42,7 @@ class Events:
         """Write an event; when nobody reads any more, the run goes on without."""
         if self._descriptor is None:
             return
-        line = memoryview(json.dumps({"event": event, **fields}).encode() + b"\n")
+        line = memoryview(json_without_commands(json.dumps({"event": event, **fields})).encode() + b"\n")
         try:
             while line:
                 line = line[os.write(self._descriptor, line) :]

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import errno
 import os
+import re
 import secrets
 import select
 import shutil
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _SECONDS_FOR_A_WRITER = 2.0
 # A temporary file that has not grown for so long belongs to a process that was killed.
 _STALE_SECONDS = 3600.0
+
+_TEMPORARY = re.compile(r"\.sap-[0-9a-f]{16}\.tmp")
 
 _unfinished: set[Path] = set()
 
@@ -56,12 +59,13 @@ atexit.register(remove_unfinished)
 
 
 @contextmanager
-def atomic_write(path: Path, kind: type[SapError] = SapError) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, kind: type[SapError] = SapError, *, replace: bool = True) -> Iterator[IO[bytes]]:
     """Write one file that appears under its name whole, or not at all.
 
     Args:
         path: The file to make or to replace.
         kind: The error to raise when it cannot be written.
+        replace: Whether a file that has the name by then is replaced; otherwise it stays, and that is an error.
 
     Yields:
         The open file, which has its name only after the context was left without an exception.
@@ -69,20 +73,20 @@ def atomic_write(path: Path, kind: type[SapError] = SapError) -> Iterator[IO[byt
     Raises:
         SapError: The file cannot be written, as `kind`.
     """
-    with atomic_writes([path], kind) as (handle,):
+    with atomic_writes([path], kind, replace=replace) as (handle,):
         yield handle
 
 
 @contextmanager
-def atomic_writes(paths: Sequence[Path], kind: type[SapError] = SapError) -> Iterator[list[IO[bytes]]]:
+def atomic_writes(
+    paths: Sequence[Path], kind: type[SapError] = SapError, *, replace: bool = True
+) -> Iterator[list[IO[bytes]]]:
     """Write several files of which none appears under its name before all are whole and on the disk.
-
-    Each is written to a temporary file in its own folder, which any exception removes. A symbolic link stays
-    a link to the new content; what is no regular file (a pipe, `/dev/null`) is written to, never replaced.
 
     Args:
         paths: The files; they get their names in this order, so a file that refers to the others comes last.
         kind: The error to raise when one cannot be written.
+        replace: Whether files that have the names by then are replaced.
 
     Yields:
         The open files, in the order of `paths`.
@@ -90,12 +94,26 @@ def atomic_writes(paths: Sequence[Path], kind: type[SapError] = SapError) -> Ite
     Raises:
         SapError: A file cannot be written, as `kind`. A closed pipe stays a `BrokenPipeError`.
     """
+    with pending_files(paths, kind, replace=replace) as pending:
+        yield [file.handle for file in pending]
+
+
+@contextmanager
+def pending_files(
+    paths: Sequence[Path], kind: type[SapError] = SapError, *, replace: bool = True
+) -> Iterator[list[_PendingFile]]:
+    """As `atomic_writes`, with the files themselves, which can be given other names while they are written.
+
+    Each is written to a temporary file in its own folder, which any exception removes. A symbolic link stays
+    a link to the new content; what is no regular file (a pipe, `/dev/null`) is written to, never replaced.
+    """
     pending: list[_PendingFile] = []
     path = paths[0]
     try:
         for path in paths:
-            pending.append(_PendingFile(path))  # noqa: PERF401 - an error must find those that are open already
-        yield [file.handle for file in pending]
+            pending.append(_PendingFile(path))
+            pending[-1].replace = replace
+        yield pending
         for file in pending:
             path = file.path
             file.settle()
@@ -105,6 +123,11 @@ def atomic_writes(paths: Sequence[Path], kind: type[SapError] = SapError) -> Ite
     except BaseException as error:
         for file in pending:
             file.discard()
+        if isinstance(error, FileExistsError):
+            raise kind(
+                f"{path} has appeared since the run began, and is not replaced",
+                "Name another file, or overwrite it with --force.",
+            ) from error
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise write_error(str(path), error, kind) from error
         raise
@@ -117,11 +140,19 @@ def write_error(destination: str, error: OSError, kind: type[SapError] = SapErro
 
 
 class _PendingFile:
-    """A file that is being written and has not got its name yet."""
+    """A file that is being written and has not got its name yet.
+
+    Attributes:
+        path: Its name to be, as the user gave it.
+        replace: Whether a file that has this name by then is replaced.
+        handle: The open file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.replace = True
         self._temporary: Path | None = None
+        self._made: Path | None = None
         path = place_of(path)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -132,9 +163,19 @@ class _PendingFile:
         # The name is short, so that a target whose own name is as long as allowed can be written.
         temporary = self._target.with_name(f".sap-{secrets.token_hex(8)}.tmp")
         remove_at_end(temporary)
-        self.handle = temporary.open("xb")
+        # What was readable for its owner alone is so from the first byte on.
+        mode = _mode(self._target)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600)
+        self.handle = os.fdopen(descriptor, "wb")
         self._temporary = temporary
+        if mode is not None:
+            os.chmod(temporary, mode)  # noqa: PTH101 - beside the calls above
         _remove_stale(temporary)
+
+    def name_by_content(self, name: str) -> None:
+        """Have the file get another name in the same folder, which only this content has: it may be there already."""
+        self.path, self._target = self.path.with_name(name), self._target.with_name(name)
+        self.replace = True
 
     def settle(self) -> None:
         """Bring all bytes to the disk, where the errors that the system has put off come up."""
@@ -144,21 +185,56 @@ class _PendingFile:
         self.handle.close()
 
     def publish(self) -> None:
-        """Give the file its name."""
-        if self._temporary is not None:
+        """Give the file its name.
+
+        Raises:
+            FileExistsError: Another file has it, which is not to be replaced.
+        """
+        if self._temporary is None:
+            return
+        is_new = not os.path.lexists(self._target)
+        if self.replace or not _linked(self._temporary, self._target):
             self._temporary.replace(self._target)
-            _unfinished.discard(self._temporary)
-            self._temporary = None
-            _sync_folder(self._target.parent)
+        else:
+            self._temporary.unlink()
+        self._made = self._target if is_new else None
+        _unfinished.discard(self._temporary)
+        self._temporary = None
+        _sync_folder(self._target.parent)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove what was written, also where it has got its name before another of several files failed to."""
         # Closing writes what is buffered, which fails again where writing has failed.
         with contextlib.suppress(OSError):
             self.handle.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
             _unfinished.discard(self._temporary)
+        if self._made is not None:
+            self._made.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int | None:
+    """The permissions of an existing file."""
+    try:
+        return path.stat().st_mode & 0o777
+    except OSError:
+        return None
+
+
+def _linked(temporary: Path, target: Path) -> bool:
+    """Give a file a second name, which no other file may have (FileExistsError).
+
+    Where the file system has no links, an empty file takes the name, to be replaced, and the answer is no.
+    """
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        return False
+    return True
 
 
 def _remove_stale(newest: Path) -> None:
@@ -168,7 +244,7 @@ def _remove_stale(newest: Path) -> None:
         now = newest.stat().st_mtime
         for path in newest.parent.glob(".sap-*.tmp"):
             with contextlib.suppress(OSError):
-                if now - path.stat().st_mtime > _STALE_SECONDS:
+                if _TEMPORARY.fullmatch(path.name) and now - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
 
 

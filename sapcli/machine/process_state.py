@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sapcli.machine.signals import ENDING
+
 # A value that cannot be read: PyTorch refuses to tell some settings that were made by its older and newer names alike.
 _UNKNOWN = object()
 _SEED = 0
@@ -88,12 +90,12 @@ def _set_list(target: list[Any]) -> Callable[[list[Any]], None]:
 
 
 def _signals() -> tuple[Any, ...]:
-    return tuple(signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+    return tuple(signal.getsignal(number) for number in ENDING)
 
 
 def _set_signals(handlers: tuple[Any, ...]) -> None:
     if threading.current_thread() is threading.main_thread():
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+        for number, handler in zip(ENDING, handlers, strict=True):
             signal.signal(number, handler)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the run ends within two seconds and leaves nothing behind.
+"""Ctrl-C, SIGTERM and SIGHUP: the run ends within two seconds and leaves nothing behind.
 
 Python tells of a signal only between two of its own steps, and one of them can be a decomposition that takes a minute,
 or an import that takes the exception for a missing module. So a thread waits for the signal as well, and ends the
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _SECONDS_TO_UNWIND = 0.8
 _STATUS = {signal.SIGINT: ExitStatus.INTERRUPTED, signal.SIGTERM: ExitStatus.TERMINATED}
+if hasattr(signal, "SIGHUP"):
+    _STATUS[signal.SIGHUP] = ExitStatus.HUNG_UP
+ENDING = tuple(_STATUS)
+"""The signals that end a run."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -30,7 +34,7 @@ _received: list[signal.Signals] = []
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived."""
+    """SIGTERM arrived, or SIGHUP."""
 
 
 def status_of_signal() -> ExitStatus | None:
@@ -39,15 +43,18 @@ def status_of_signal() -> ExitStatus | None:
 
 
 def end_on_signals() -> None:
-    """Turn a first SIGINT into a `KeyboardInterrupt` or SIGTERM into `Terminated`, and have them end the process soon.
+    """Turn a first SIGINT into a `KeyboardInterrupt`, SIGTERM or SIGHUP into `Terminated`, and have them end it soon.
 
     Later signals change nothing: what the first one began, putting things in order, is not interrupted. A signal that
-    was ignored when the process began, as SIGINT is for a shell's background jobs, stays ignored.
+    was ignored when the process began, as SIGINT is for a shell's background jobs and SIGHUP under nohup, stays
+    ignored.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=_end_in_time, args=(reading,), daemon=True).start()
+    # Where memory is so short that there can be no thread, the exception alone has to do.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=_end_in_time, args=(reading,), daemon=True).start()
     sys.unraisablehook = _report_unraisable
     for number in _STATUS:
         if signal.getsignal(number) is not signal.SIG_IGN:

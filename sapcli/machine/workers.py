@@ -73,6 +73,8 @@ def _work(function: Callable[[Task], Result], tasks: Connection, inherited: Sequ
     # Ctrl-C reaches all processes of a terminal, and the main one ends its workers; its own handlers are not for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Only the main process may hold the other ends: when it is gone, they close, and the workers end.
     for connection in inherited:
         connection.close()

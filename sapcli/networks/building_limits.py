@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: PLC2701
 
-from sapcli.checkpoints.safetensors_file import shown
+from sapcli.checkpoints.json_text import shown
 from sapcli.errors import ArchitectureError
 
 if TYPE_CHECKING:

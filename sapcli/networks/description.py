@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sapcli.checkpoints.class_names import TOP_KEYS, saved_class_names
 from sapcli.checkpoints.pytorch_file import LABEL_NAMES_KEY
 from sapcli.errors import ArchitectureError
+from sapcli.machine.text import can_be_printed
 from sapcli.networks.factories import runs_own_code
 
 if TYPE_CHECKING:
@@ -153,6 +154,9 @@ def _label_names(labels: object, source: str) -> tuple[str, ...]:
     texts = tuple(name for name in names if isinstance(name, str))
     if len(texts) < len(names):
         raise _senseless("label_names", source, "is no list of names, and no object from 0, 1, ... to names")
+    unprintable = next((name for name in texts if not can_be_printed(name)), None)
+    if unprintable is not None:
+        raise _senseless("label_names", source, f"has {unprintable!r}, which holds characters that no name can have")
     if len(set(texts)) < len(texts):
         doubled = next(name for name, count in Counter(texts).items() if count > 1)
         raise _senseless("label_names", source, f"has {doubled!r} twice, expected a name of its own for every class")

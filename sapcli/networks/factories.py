@@ -24,6 +24,7 @@ from sapcli.errors import ArchitectureError
 from sapcli.machine.text import in_one_line
 from sapcli.networks.building_limits import BuildingLimits, NetworkTooLargeError
 from sapcli.networks.own_code import RUN_AGAIN, OwnCode, load_own_code
+from sapcli.settings import names_own_code
 
 # What would fetch or unpickle weights other than the checkpoint's; a config.json from elsewhere must not reach it.
 _WEIGHT_ARGUMENTS = frozenset(
@@ -222,8 +223,7 @@ def find_factory(spec: str) -> Factory:
 
 def runs_own_code(spec: str) -> bool:
     """Whether `spec` names code outside of timm and torchvision, which only the user may ask for."""
-    library, colon, _ = _without_hub(spec).partition(":")
-    return bool(colon) and library not in {"timm", "torchvision"}
+    return names_own_code(_without_hub(spec))
 
 
 def _without_hub(spec: str) -> str:

@@ -152,9 +152,8 @@ def entries_in_memory(
                 # No other tensor may have it, too: only one of them could be written back.
                 unused.remove(alike[0])
                 of_tensor[id(tensor)] = alike[0]
-    for name, tensor in tensors.items():
-        if name not in found and id(tensor) in of_tensor:
-            found[name] = of_tensor[id(tensor)]
+    # A tied name that the file has keeps its own entry.
+    found = {name: of_tensor[id(tensor)] for name, tensor in tensors.items() if id(tensor) in of_tensor} | found
     return found, frozenset(tensors.keys() - found.keys())
 
 

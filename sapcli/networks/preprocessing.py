@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -16,6 +17,10 @@ _CROP_MODES = ("center", "squash", "border")
 _HARMLESS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 # Beyond any real setting; what a file claims beyond it is damaged.
 _LARGEST = 1 << 16
+# Values of one image, three channels of 2364 x 2364 pixels, unless the user types another size; and of the image that
+# it is cropped from, which a small crop_pct makes large.
+_MOST_VALUES = 1 << 24
+_MOST_BEFORE_CROPPING = 1 << 26
 
 _OPTIONS = {"input_size": "--input-size", "mean": "--mean", "std": "--std"}
 
@@ -95,6 +100,9 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
             f"Give {', '.join(unknown)} as in the training, or a pretrained_cfg on the network or in config.json.",
         )
     size = _sizes(*chosen["input_size"])
+    crop_pct = _positive("crop_pct", *chosen["crop_pct"])
+    if math.prod(size) / crop_pct / crop_pct > max(_MOST_BEFORE_CROPPING, 4 * math.prod(size)):
+        raise _senseless("crop_pct", crop_pct, "a share that makes no image of gigabytes", chosen["crop_pct"][1])
     mean, std = (_per_channel(key, *chosen[key], size[0]) for key in ("mean", "std"))
     _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
     return Preprocessing(
@@ -102,7 +110,7 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
         mean=mean,
         std=std,
         interpolation=_one_of("interpolation", *chosen["interpolation"], _INTERPOLATIONS),
-        crop_pct=_positive("crop_pct", *chosen["crop_pct"]),
+        crop_pct=crop_pct,
         crop_mode=_one_of("crop_mode", *chosen["crop_mode"], _CROP_MODES),
         source=", ".join(dict.fromkeys(where for _, where in chosen.values())),
         exif=Exif(_one_of("exif", *chosen["exif"], tuple(Exif))) if "exif" in chosen else Exif.IGNORE,
@@ -113,7 +121,9 @@ def _sizes(value: object, where: str) -> tuple[int, int, int]:
     if isinstance(value, list | tuple) and [type(size) for size in value] == [int, int, int]:
         channels, height, width = value
         if all(0 < size <= _LARGEST for size in value):
-            return channels, height, width
+            if math.prod(value) <= _MOST_VALUES or where.startswith("--"):
+                return channels, height, width
+            raise _senseless("input_size", value, f"no more than {_MOST_VALUES} values in one image", where)
     raise _senseless("input_size", value, "channels, height and width as positive integers", where)
 
 

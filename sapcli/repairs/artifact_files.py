@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from sapcli.activations.scoring import Outcomes
@@ -20,9 +21,16 @@ def write_remarks(remarks: Remarks, path: Path) -> None:
         handle.write(json.dumps(remarks.to_json()).encode())
 
 
-def read_remarks(path: Path) -> Remarks:
-    """Read what `write_remarks` wrote."""
-    return Remarks.from_json(json.loads(path.read_text()))
+def read_remarks(path: Path, samples: int) -> Remarks:
+    """Read what `write_remarks` wrote of a dataset of so many samples.
+
+    Raises:
+        ValueError: It is about other samples; other exceptions, if it is something else.
+    """
+    remarks = Remarks.from_json(json.loads(path.read_text()))
+    if not all(0 <= index < samples for index in (*remarks.unreadable, *remarks.treated)):
+        raise ValueError(f"{path} is about other samples")
+    return remarks
 
 
 def write_outcomes(outcomes: Outcomes, path: Path) -> None:
@@ -30,9 +38,21 @@ def write_outcomes(outcomes: Outcomes, path: Path) -> None:
     write_safetensors(path, vars(outcomes))
 
 
-def read_outcomes(path: Path) -> Outcomes:
-    """Read what `write_outcomes` wrote."""
-    return Outcomes(**{name: column.clone() for name, column in load_file(path).items()})
+def read_outcomes(path: Path, samples: int, classes: int) -> Outcomes:
+    """Read what `write_outcomes` wrote of a dataset of so many samples and classes.
+
+    Raises:
+        ValueError: It is about other samples; other exceptions, if it is something else.
+    """
+    outcomes = Outcomes(**{name: column.clone() for name, column in load_file(path).items()})
+    of_samples, of_classes = (outcomes.indices,), (outcomes.labels, outcomes.predictions)
+    fits = all(column.shape == (len(outcomes.indices),) for column in vars(outcomes).values())
+    for columns, limit in ((of_samples, samples), (of_classes, classes)):
+        for column in columns if fits and len(outcomes.indices) else ():
+            fits = fits and column.dtype == torch.int64 and int(column.min()) >= 0 and int(column.max()) < limit
+    if not fits:
+        raise ValueError(f"{path} holds no outcomes of these samples")
+    return outcomes
 
 
 def write_trusted(trusted: TrustedSet, path: Path) -> None:

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +24,7 @@ from sapcli.datasets.images import Images, Remarks
 from sapcli.errors import ArchitectureError, CheckpointError
 from sapcli.machine.cache import Content
 from sapcli.repairs.artifact_files import read_outcomes, read_remarks, write_outcomes, write_remarks, write_trusted
+from sapcli.repairs.bases_origin import check_origin
 from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.repairs.model_and_data import ModelAndData
@@ -90,7 +90,13 @@ class Session(ModelAndData):
             return images.remarks(indices)
 
         content = self.cache.fetch(kind, parts, make_here, read, write)
-        known = self.cache.fetch("remarks", {**parts, "of": kind}, remarks, read_remarks, write_remarks)
+        known = self.cache.fetch(
+            "remarks",
+            {**parts, "of": kind},
+            remarks,
+            read=lambda path: read_remarks(path, len(images.dataset.paths)),
+            write=write_remarks,
+        )
         images.add_remarks(known)
         return content
 
@@ -116,7 +122,9 @@ class Session(ModelAndData):
                 write=write_findings,
             )
             for finding in self._findings:
-                finding.tell(source, self.progress)
+                # An error says it by itself.
+                if not (stop and finding.fault.spoils_everything):
+                    finding.tell(source, self.progress)
                 if finding.fault is Fault.WRITES:
                     self.classifier.copies_inputs = True
         worst = next((finding for finding in self._findings if finding.fault.spoils_everything), None)
@@ -166,7 +174,14 @@ class Session(ModelAndData):
         if stop and self._order_checked:
             return
         self._order_checked = self._order_checked or stop
-        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, stop=stop)
+        confirm = None
+        if dataset is self.training and (validation := self.validation_images) is not None:
+            every = range(len(validation.dataset.paths))
+
+            def confirm() -> Outcomes:
+                return self.validation_outcomes(validation, every)
+
+        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, confirm, stop=stop)
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         self.check_forward(images.dataset, stop=False)
@@ -180,7 +195,7 @@ class Session(ModelAndData):
             kind,
             parts,
             make=lambda: self.score(images, stage, indices, exact=False),
-            read=read_outcomes,
+            read=lambda path: read_outcomes(path, len(images.dataset.paths), len(images.dataset.classes)),
             write=write_outcomes,
         )
 
@@ -319,42 +334,13 @@ class Session(ModelAndData):
             raise CheckpointError(
                 f"{source} holds bases of other weights than those of {self.checkpoint.source}", again
             )
-        self._check_origin(bases.origin, source)
+        check_origin(bases.origin, self._origin, source, self.architecture.name, self.progress)
         elements = {name: tensor.numel() for name, tensor in self.classifier.module.named_parameters()}
         for name in bases.pieces:
             if not bases.fit(name, elements.get(name, 0)):
                 raise CheckpointError(
                     f"{source} holds bases of a layer {name} that {self.checkpoint.source} has not", again
                 )
-
-    def _check_origin(self, origin: Origin | None, source: str) -> None:
-        """Refuse bases of other preprocessing, and warn of those of other code or data."""
-        if origin is None:
-            self.progress.warn(
-                f"{source} does not say with which preprocessing, code and data it was made, so it cannot be checked"
-                " that they are those of this run"
-            )
-            return
-        here = self._origin
-        there = origin.preprocessing
-        different = sorted(
-            key for key in there.keys() | here.preprocessing if there.get(key) != here.preprocessing.get(key)
-        )
-        if different:
-            named = "; ".join(
-                f"{reprlib.repr(key)} {reprlib.repr(there.get(key))} there, {here.preprocessing.get(key)!r} here"
-                for key in different[:3]
-            )
-            raise CheckpointError(
-                f"{source} holds bases of images that were prepared in another way: {named}",
-                "give the same preprocessing options, or make the bases again with `sap activations`",
-            )
-        if origin.code != here.code:
-            self.progress.warn(
-                f"{source} was made with other code of the network than that of {self.architecture.name}"
-            )
-        if origin.data != here.data:
-            self.progress.warn(f"{source} was made with other training images, labels or classes than those given here")
 
     def plan(self, bases: Bases, settings: ProjectionSettings) -> LayerPlan:
         """Which weights are projected."""

@@ -8,13 +8,9 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-
 from sapcli.machine.text import printable
 from sapcli.repairs.alpha_search import Evidence
+from sapcli.reports.plotting import Axes, Figure, Rectangle, style
 from sapcli.reports.schema import ClassChange, Confusion, LossHistogram, Search
 
 # Matplotlib knows no CSS: it draws with these colours, and the page's variables take their place.
@@ -187,7 +183,7 @@ def _legend(axes: Axes) -> None:
 def _figure(height: float, description: str, width: float = _WIDTH) -> Iterator[tuple[Axes, io.StringIO]]:
     """Axes to draw on, and the text that holds the SVG when the context is left."""
     text = io.StringIO()
-    with mpl.rc_context(_STYLE):
+    with style(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.add_subplot(), text
         drawn = io.StringIO()

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from sapcli.datasets.thumbnails import thumbnail
-from sapcli.machine.text import markdown_cell
+from sapcli.machine.text import markdown_cell, printable
 from sapcli.repairs.evidence.suspects import Suspect
 from sapcli.reports.schema import ClassChange, Picture, RepairReport, to_json
 from sapcli.settings import ReportForm
@@ -98,6 +98,7 @@ def _environment() -> Environment:
         "points": _points,
         "sparkline": _sparkline,
         "cell": markdown_cell,
+        "printable": printable,
         "image_address": _image_address,
     }
     return environment

@@ -5,13 +5,18 @@ The JSON is versioned by `format`; `schema()` describes it. Accuracies are in pe
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticSerializationError
 
 from sapcli.errors import SapError
+from sapcli.machine.reading import read_input
+from sapcli.machine.text import encodable
 from sapcli.repairs.alpha_search import Evidence
 
 
@@ -244,8 +249,24 @@ _ADAPTER = TypeAdapter(RepairReport)
 
 
 def to_json(report: RepairReport) -> bytes:
-    """The report as indented JSON."""
-    return _ADAPTER.dump_json(report, indent=2) + b"\n"
+    """The report as indented JSON; names that are not UTF-8, which JSON cannot hold, have escapes in their place."""
+    try:
+        return _ADAPTER.dump_json(report, indent=2) + b"\n"
+    except PydanticSerializationError:
+        return _ADAPTER.dump_json(_encodable(report), indent=2) + b"\n"
+
+
+def _encodable(value: Any) -> Any:
+    """A report, or a part of it, with all texts as UTF-8 can hold them."""
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {encodable(name): _encodable(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_encodable, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{part.name: _encodable(getattr(value, part.name)) for part in fields(value)})
+    return value
 
 
 def from_json(file: Path) -> RepairReport:
@@ -255,7 +276,7 @@ def from_json(file: Path) -> RepairReport:
         SapError: The file cannot be read or is no report of this version; what does not fit is named.
     """
     try:
-        return _ADAPTER.validate_json(file.read_bytes())
+        return _ADAPTER.validate_json(read_input(file))
     except OSError as error:
         raise SapError(f"{file} cannot be read: {error.strerror}", "name a report in JSON") from error
     except ValidationError as error:

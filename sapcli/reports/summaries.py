@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sapcli.errors import SapError
 from sapcli.machine.files import write_error
+from sapcli.machine.reading import check_text
 from sapcli.machine.results import place_of
 from sapcli.machine.text import markdown_cell
 from sapcli.reports.evaluation_report import EvaluationReport
@@ -45,6 +46,7 @@ def append_summary(file: Path | None, text: str) -> None:
     """
     if file is None:
         return
+    check_text(file)
     try:
         with place_of(file).open("a", encoding="utf-8", errors="replace") as handle:
             handle.write(text)

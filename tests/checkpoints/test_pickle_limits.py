@@ -177,7 +177,7 @@ def test_a_directory_that_is_not_at_the_end_is_refused(tmp_path: Path, after: by
     torch.save(WEIGHTS, tmp_path / "file.pt")
     with (tmp_path / "file.pt").open("ab") as handle:
         handle.write(after)
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"damaged|did not write"):
         read(tmp_path / "file.pt")
 
 

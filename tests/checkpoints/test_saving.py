@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +75,11 @@ def pickled(tmp_path: Path) -> Checkpoint:
     return open_checkpoint(tmp_path / "model.pth")
 
 
+def plain_names_in(folder: Path) -> list[str]:
+    """The names in a folder, without the hashes in those of shards."""
+    return sorted(re.sub(r"\.[0-9a-f]{12}\.safetensors$", ".safetensors", name) for name in names_in(folder))
+
+
 def test_without_replacements_every_byte_is_as_before(single: Checkpoint, tmp_path: Path) -> None:
     write_checkpoint(single, tmp_path / "out", {}, single.metadata)
     assert single.path is not None
@@ -116,7 +124,7 @@ def test_shards_beside_the_input_under_a_new_name(sharded: Checkpoint, tmp_path:
     output = default_output(sharded)
     write_checkpoint(sharded, output, {}, {"sap.alpha": "1"})
     new = [name.replace("model", "model.sap") for name in (*SHARDS, INDEX)]
-    assert names_in(tmp_path / "in") == sorted([*SHARDS, INDEX, *new])
+    assert plain_names_in(tmp_path / "in") == sorted([*SHARDS, INDEX, *new])
     index = json.loads(output.read_text())
     assert index["metadata"] == {
         "total_size": sum(tensor.nbytes for tensor in WEIGHTS.values()),
@@ -126,13 +134,16 @@ def test_shards_beside_the_input_under_a_new_name(sharded: Checkpoint, tmp_path:
     assert index["more"] == [1]
     assert list(index["weight_map"]) == [name for names in SHARDS.values() for name in names]
     for shard, names in SHARDS.items():
-        assert set(load_file(tmp_path / "in" / shard.replace("model", "model.sap"))) == set(names)
+        stem = shard.replace("model", "model.sap").removesuffix(".safetensors")
+        (written,) = (tmp_path / "in").glob(f"{stem}.*.safetensors")
+        assert set(load_file(written)) == set(names)
+        assert written.name == f"{stem}.{hashlib.sha256(written.read_bytes()).hexdigest()[:12]}.safetensors"
 
 
 def test_shards_into_another_folder_keep_their_names(sharded: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_checkpoint(sharded, tmp_path / "out", {}, sharded.metadata)
-    assert names_in(tmp_path / "out") == sorted([*SHARDS, INDEX])
+    assert plain_names_in(tmp_path / "out") == sorted([*SHARDS, INDEX])
     assert open_checkpoint(tmp_path / "out").digest == sharded.digest
 
 
@@ -306,3 +317,94 @@ def test_a_place_that_cannot_be(single: Checkpoint, tmp_path: Path) -> None:
     for name in ("n" * 256, "n" * 256 + "/out", "missing/out"):
         with pytest.raises(CheckpointError, match="Cannot write"):
             write_checkpoint(single, tmp_path / name, {}, {})
+
+
+def rewritten(checkpoint: Checkpoint, destination: Path, value: float) -> str:
+    """Write the checkpoint with another tensor, and return the digest that it has then."""
+    write_checkpoint(checkpoint, destination, {"norm": torch.full((3,), value)}, {"value": str(value)})
+    return open_checkpoint(destination).digest
+
+
+def test_the_shards_of_a_replaced_output_are_removed(sharded: Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    foreign = ("model-1-of-2.txt", "model-1-of-2.0123456789ab.safetensors", "other-1-of-2.0123456789ab.safetensors")
+    for name in foreign:
+        (out / name).write_bytes(b"x")
+    first = rewritten(sharded, out, 1.5)
+    assert rewritten(sharded, out, 2.5) != first
+    assert rewritten(sharded, out, 1.5) == first
+    assert len(names_in(out)) == 3 + len(foreign)
+    # What a killed run left is old one day, and then nobody's.
+    os.utime(out / foreign[1], (1, 1))
+    rewritten(sharded, out, 1.5)
+    assert set(foreign) - set(names_in(out)) == {foreign[1]}
+
+
+def test_shards_of_the_usual_names_are_replaced_too(sharded: Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(tmp_path / "in", out)
+    rewritten(sharded, out, 1.5)
+    assert not set(SHARDS) & set(names_in(out))
+    assert len(names_in(out)) == 3
+    assert set(names_in(tmp_path / "in")) == {*SHARDS, INDEX}
+
+
+def test_a_repaired_checkpoints_shards_get_one_hash(sharded: Checkpoint, tmp_path: Path) -> None:
+    checkpoint = sharded
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        rewritten(checkpoint, tmp_path / name, float(ord(name)))
+        checkpoint = open_checkpoint(tmp_path / name)
+    assert plain_names_in(tmp_path / "c") == sorted([*SHARDS, INDEX])
+
+
+class Killed(BaseException):
+    """What ends a run here in the place of SIGKILL."""
+
+
+@pytest.mark.parametrize("step", range(1, 4))
+def test_whatever_a_killed_run_has_renamed_the_old_checkpoint_is_whole(
+    sharded: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    old = rewritten(sharded, out, 1.5)
+    before = {name: (out / name).read_bytes() for name in names_in(out)}
+    renamed = 0
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        nonlocal renamed
+        renamed += 1
+        if renamed == step:
+            raise Killed
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(Killed):
+        rewritten(sharded, out, 2.5)
+    monkeypatch.undo()
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert open_checkpoint(out).digest == old
+    new = rewritten(sharded, out, 2.5)
+    assert new != old
+    assert len(names_in(out)) == 3
+
+
+def test_no_index_that_has_appeared_is_replaced(sharded: Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / INDEX).write_text("theirs")
+    with pytest.raises(CheckpointError, match="has appeared"):
+        write_checkpoint(sharded, out, {}, {}, replace=False)
+    assert names_in(out) == [INDEX]
+    assert (out / INDEX).read_text() == "theirs"
+
+
+@pytest.mark.parametrize("text", ["a\udcffb", "\ud800"])
+def test_metadata_that_is_no_utf8_is_written_all_the_same(single: Checkpoint, tmp_path: Path, text: str) -> None:
+    write_checkpoint(single, tmp_path / "out", {}, {"name": text, text: "value"})
+    metadata = open_checkpoint(tmp_path / "out").metadata
+    assert metadata["name"] == text.encode("utf-8", "backslashreplace").decode()
+    assert len(metadata) == 2

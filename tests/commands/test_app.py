@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import pickle
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from support.processes import SAP, sap
 from support.small_project import Outcome, Project, make_project, run_here, without_privileges
 
 from sapcli.commands.app import app
+from sapcli.datasets.decoding import Decoder
 
 COUNT = ("-n", "60")
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -123,21 +123,29 @@ def test_artifacts_that_are_handed_over_make_the_same_repair(noisy: Trained, rep
     assert output.read_bytes() == repaired.read_bytes()
 
 
-def test_another_alpha_reads_no_training_image(noisy: Trained, tmp_path: Path) -> None:
+def test_another_alpha_decodes_no_training_image(
+    noisy: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(noisy.data, data)
-    cache, options = tmp_path / "cache", (*COUNT, "--batchnorm", "keep")
+    cache, options = tmp_path / "cache", (*COUNT, "--batchnorm", "keep", "--workers", "0")
     first, other, again = (tmp_path / f"{name}.safetensors" for name in ("first", "other", "again"))
     arguments = ("project", noisy.checkpoint, data, *options, "--cache-dir", cache)
     assert run_here(*arguments, "--alpha", "1000", "-o", first).status == 0
-    for image in (data / "train").rglob("*.png"):
-        # Of the same size and age, so that it passes for the same file, but no image.
-        before = image.stat()
-        image.write_bytes(b"\0" * before.st_size)
-        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    decode, decoded = Decoder.__call__, []
+
+    def noted(self: Decoder, paths: Sequence[str]) -> object:
+        decoded.extend(paths)
+        return decode(self, paths)
+
+    monkeypatch.setattr(Decoder, "__call__", noted)
     for alpha, output in (("300", other), ("1000", again)):
         ended = run_here(*arguments, "--alpha", alpha, "-o", output, "--strict-images")
         assert ended.status == 0, ended.stderr
+    assert decoded
+    assert not [path for path in decoded if path.startswith("train/")]
+    for image in (data / "train").rglob("*.png"):
+        image.write_bytes(b"\0" * image.stat().st_size)
     assert first.read_bytes() == again.read_bytes() != other.read_bytes()
     assert "2 entries" not in (info := run_here("cache", "info", "--cache-dir", cache).stdout.decode())
     assert str(cache) in info

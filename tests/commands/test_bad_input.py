@@ -120,6 +120,16 @@ def zip_archive(project: Project) -> None:
         archive.writestr("data.pkl", b"")
 
 
+def label_names(first: str) -> Callable[[Project], None]:
+    """Name the classes in the checkpoint's metadata, the first one like this."""
+
+    def prepare(project: Project) -> None:
+        names = json.dumps([first, "green", "red"])
+        save_file(load_file(project.checkpoint), project.checkpoint, {"label_names": names})
+
+    return prepare
+
+
 def fifo(name: str) -> Callable[[Project], None]:
     def prepare(project: Project) -> None:
         path = project.folder / name
@@ -225,6 +235,10 @@ def geometry(old: str, new: str) -> Callable[[dict[str, torch.Tensor], dict[str,
         metadata["sap.weights"] = metadata["sap.weights"].replace(old, new)
 
     return change
+
+
+def gains(entries: dict[str, str]) -> Callable[[dict[str, torch.Tensor], dict[str, str]], object]:
+    return lambda _tensors, metadata: metadata.update({"sap.gains": json.dumps(entries)})
 
 
 def no_validation(project: Project) -> None:
@@ -357,6 +371,15 @@ CHECKPOINTS = [
     command("empty stdin", nothing, "eval", "-", "data", *COMMON, says="is empty"),
     command("a name that no file can have", nothing, "eval", "a\0b", "data", *COMMON, says="null"),
     case("config.json is no JSON", file_with("config.json", "{"), says="config.json"),
+    case("half of a character in label_names", label_names("\ud800"), says="label_names"),
+    case("null character in label_names", label_names("a\0b"), says="label_names"),
+    case("line break in label_names", label_names("a\nb"), says="label_names"),
+    case("escape sequence in label_names", label_names("a\x1b[31m"), says="label_names"),
+    case(
+        "null character in label_names of config.json",
+        file_with("config.json", json.dumps({"label_names": ["a\0", "b", "c"]})),
+        says="label_names",
+    ),
 ]
 
 ARCHITECTURES = [
@@ -497,6 +520,9 @@ LABELS = [
     labels("open quote", 'path,label\n"train/red/00.png,red\n', "CSV"),
     labels("broken JSON", '{"path": "a"\n', "JSON"),
     labels("number without end", '{"path": "train/red/00.png", "label": ' + "9" * 5000 + "}\n", "JSON"),
+    case("labels: a pipe", fifo("labels.csv"), "--labels", "labels.csv", says="nobody writes"),
+    case("labels: a device", nothing, "--labels", "/dev/zero", says="device"),
+    case("class map: a pipe", fifo("map.json"), "--class-map", "map.json", says="nobody writes"),
     labels("null character", "path,label\ntrain/\0.png,red\n", "train/"),
     class_map("no JSON", "{", "JSON"),
     class_map("folder twice", '["red", "red", "blue"]', "twice"),
@@ -514,6 +540,8 @@ LISTS = [
     trusted("empty", "\n\n", "names no sample"),
     trusted("index out of range", "0\n120\n", "120"),
     trusted("negative index", '{"index": -1}\n', "-1"),
+    case("list: a pipe", fifo("trusted.txt"), "--trusted", "trusted.txt", says="nobody writes"),
+    case("list: a device", nothing, "--forget", "/dev/zero", says="device"),
     trusted("index that is no whole number", '{"index": 1.5}\n', "1.5"),
     trusted("index without end", "9" * 5000 + "\n", "999"),
     trusted("doubled", "3\n3\n", "twice"),
@@ -552,6 +580,15 @@ BASES = [
     given_bases("without numbers", bases(lambda t, _m: t["4.weight.vectors"].fill_(float("nan"))), "4.weight"),
     given_bases("without a tensor", bases(lambda t, _m: t.pop("4.weight.values")), "bases.safetensors"),
     given_bases("without its metadata", bases(lambda _t, m: m.pop("sap.skipped")), "bases.safetensors"),
+    given_bases("a gain that follows itself", bases(gains({"4.weight": "4.weight"})), "size is given"),
+    given_bases("a gain of no weight", bases(gains({"1.weight": "9.weight"})), "size is given"),
+    given_bases(
+        "gains that follow each other", bases(gains({"1.weight": "1.bias", "1.bias": "1.weight"})), "size is given"
+    ),
+    given_bases("nested without end", bases(lambda _t, m: m.update({"sap.weights": "[" * 100_000})), "recursion"),
+    given_bases("facts without end", bases(lambda _t, m: m.update({"sap.facts": '{"a":' * 100_000})), "recursion"),
+    given_bases("a pipe", lambda p: os.mkfifo(p.folder / "bases.safetensors"), "nobody writes"),
+    command("bases: a device", nothing, *PROJECT, "--bases", "/dev/zero", says="device"),
     given_bases("rows that are no number", bases(geometry('"rows": ', '"rows": 1e999, "x": ')), "bases.safetensors"),
 ]
 
@@ -565,6 +602,38 @@ OPTIONS = [
     option("alpha is negative", "--alpha", "-1", says="-1"),
     option("alpha is nan", "--alpha", "nan", says="nan"),
     option("alpha is infinite", "--alpha", "inf", says="inf"),
+    option("alpha beyond all numbers", "--alpha", "1e999", says="1e999"),
+    option("seed beyond all numbers", "--seed", "9" * 23, says="--seed"),
+    option("batches beyond all numbers", "--batch-size", "1" + "0" * 30, says="--batch-size"),
+    option("workers beyond all numbers", "--workers", "9" * 20, says="--workers"),
+    option("samples beyond all numbers", "-n", "9" * 30, says="-n"),
+    option("a descriptor beyond all numbers", "--progress-json", "9" * 20, says="--progress-json"),
+    option("input beyond all numbers", "--input-size", "9" * 25, says="--input-size"),
+    option("mean is infinite", "--mean", "1e999,0,0", says="--mean"),
+    option("crop is nan", "--crop-pct", "nan", says="--crop-pct"),
+    option("gain is nan", "--require-gain", "nan", says="--require-gain"),
+    option("gain is infinite", "--require-gain", "-inf", says="--require-gain"),
+    command(
+        "option: accuracy is nan",
+        nothing,
+        *("eval", "model.safetensors", "data", *COMMON, "--min-accuracy", "nan"),
+        says="--min-accuracy",
+        status=USAGE,
+    ),
+    command(
+        "option: score is infinite",
+        nothing,
+        *("suspects", "model.safetensors", "data", *COMMON, "--min-score", "inf"),
+        says="--min-score",
+        status=USAGE,
+    ),
+    command(
+        "option: score is nan",
+        nothing,
+        *("suspects", "model.safetensors", "data", *COMMON, "--min-score", "nan"),
+        says="--min-score",
+        status=USAGE,
+    ),
     option("alpha is no fraction", "--importance", "gpm", "--alpha", "2", says="up to 1"),
     option("unknown importance", "--importance", "large", says="large"),
     option("empty batches", "--batch-size", "0", says="--batch-size"),

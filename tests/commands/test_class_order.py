@@ -92,6 +92,20 @@ def test_commands_that_use_the_labels_stop(
     assert animals.top1(model, "--class-map", suggested) == animals.own(order)
 
 
+def test_exchanged_training_labels_are_no_exchanged_classes(animals: Place, tmp_path: Path) -> None:
+    # The validation images say that the order is right: it is the labels of the training images that are wrong.
+    model, labels = animals.save(ANIMALS), tmp_path / "labels.csv"
+    images = sorted((animals.data / "train").rglob("*.png"))
+    turned = dict(zip(ANIMALS, (*ANIMALS[1:], ANIMALS[0]), strict=True))
+    rows = [f"{image.relative_to(animals.data)},{turned[image.parent.name]}\n" for image in images]
+    labels.write_text("path,label\n" + "".join(rows))
+    ended = animals.run("select", model, "-n", "20", "--labels", labels, "--val", animals.data / "test")
+    assert ended.status == 0, ended.stderr
+    assert "the training labels are likely wrong" in ended.stderr
+    chosen = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert all(turned[row["path"].split("/")[1]] == row["label"] for row in chosen)
+
+
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_eval_warns_and_measures(animals: Place, order: tuple[str, ...], tmp_path: Path) -> None:
     suggested = tmp_path / "order.csv"

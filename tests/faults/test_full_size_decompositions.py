@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.spectra import HARD_KINDS, float64_moment, float64_projection, hard_rows
+from support.spectra import float64_moment, float64_projection, hard_rows
 
 from sapcli.activations.moments import SecondMoment
 from sapcli.repairs.projection import importance
@@ -15,8 +15,8 @@ LENGTH = 4608
 ALPHA = 3000.0
 
 
-@pytest.mark.parametrize("count", [2 * LENGTH, LENGTH // 2], ids=["many rows", "fewer rows than columns"])
-@pytest.mark.parametrize("kind", HARD_KINDS)
+# The one that LAPACK gives up on in float32, and one of fewer rows; all kinds run at a smaller size in every test run.
+@pytest.mark.parametrize(("kind", "count"), [("dead channels", 2 * LENGTH), ("repeated eigenvalues", LENGTH // 2)])
 def test_a_full_size_second_moment(kind: str, count: int) -> None:
     rows = hard_rows(kind, LENGTH, max(count, LENGTH))[:, :count]
     moment = SecondMoment("layer.weight", 1, LENGTH)

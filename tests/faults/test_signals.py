@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the end within two seconds, with their own status, and nothing left behind."""
+"""SIGINT, SIGTERM and SIGHUP: the end within two seconds, with their own status, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from support.processes import OPTIONS, Run, project_arguments, start
 from support.small_project import Project
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SECONDS = 2.0
 
 # Networks that do not answer to an exception in time, each in its own way.
@@ -211,3 +211,17 @@ def test_while_imports_run(project: Project, number: signal.Signals, delay: floa
     assert time.monotonic() - sent < SECONDS
     assert b"Traceback" not in said
     assert not (project.folder / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("option", ["--bases", "--labels", "--trusted", "--class-map"])
+def test_while_a_pipe_is_waited_for(project: Project, number: signal.Signals, option: str) -> None:
+    pipe = project.folder / "pipe"
+    os.mkfifo(pipe)
+    run = start(project.folder, project_arguments("out.safetensors", option, "pipe"))
+    writer = os.open(pipe, os.O_RDWR)  # somebody has it open for writing, and writes nothing
+    time.sleep(1.5)
+    sent = time.monotonic()
+    os.kill(run.pid, number)
+    check_end(project, run, number, sent)
+    os.close(writer)

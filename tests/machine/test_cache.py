@@ -271,3 +271,83 @@ def test_an_entry_that_is_gone_before_it_is_read_is_made_again(tmp_path):
         return path.read_text()
 
     assert cache.fetch("texts", {}, lambda: "made again", read, write) == "made again"
+
+
+def test_an_entry_under_the_name_of_another_is_not_believed(cache):
+    fetch(cache, Making("one"), {"number": 1})
+    first = entry_of(cache)
+    fetch(cache, Making("two"), {"number": 2})
+    (second,) = [path for path in cache.folder.iterdir() if path.suffix != ".sha256" and path != first]
+    for suffix in ("", ".sha256"):
+        Path(f"{second}{suffix}").write_bytes(Path(f"{first}{suffix}").read_bytes())
+    make = Making("two")
+    assert fetch(cache, make, {"number": 2}) == "two"
+    assert make.times == 1
+
+
+def test_an_entry_of_another_kind_is_not_believed(cache):
+    fetch(cache, Making("text"), {"number": 1})
+    entry = entry_of(cache)
+    for suffix in ("", ".sha256"):
+        Path(f"{entry}{suffix}").rename(cache.folder / (entry.name.replace("texts", "scores") + suffix))
+    make = Making("scores")
+    assert cache.fetch("scores", {"number": 1}, make, Path.read_text, write) == "scores"
+
+
+@pytest.mark.parametrize("error", [RecursionError, KeyError, MemoryError, RuntimeError, UnicodeError, AssertionError])
+def test_whatever_is_wrong_with_an_entry_it_is_made_again(cache, error):
+    def refuse(_path: Path) -> str:
+        raise error("no")
+
+    make = Making()
+    fetch(cache, make)
+    assert cache.fetch("texts", {"number": 1}, make, refuse, write) == "content"
+    assert make.times == 2
+
+
+FOREIGN = (
+    "thesis-final_version_of_december_2025.tex",
+    "holiday-" + "x" * 32,
+    "photos-" + "0123456789abcdef" * 2,
+    "scores-" + "0123456789ABCDEF" * 2,
+    "my scores-" + "0123456789abcdef" * 2,
+    "scores-" + "0123456789abcdef" * 2 + ".png",
+)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_nothing_that_only_looks_like_an_entry_is_removed(tmp_path, progress, limit):
+    for name in FOREIGN:
+        (tmp_path / name).write_text("mine")
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / ("bases-" + "0" * 32)).symlink_to(FOREIGN[0])
+    (tmp_path / ("trusted-" + "0" * 32)).mkdir()
+    cache = Cache(tmp_path, progress, limit_bytes=limit)
+    fetch(cache, Making())
+    assert cache.clear().entries == 1
+    assert all((tmp_path / name).read_text() == "mine" for name in FOREIGN)
+    assert len(list(tmp_path.iterdir())) == len(FOREIGN) + 2
+
+
+@pytest.mark.parametrize(("mode", "is_used"), [(0o777, False), (0o772, False), (0o1777, True), (0o770, True)])
+def test_a_folder_that_everybody_may_write_to_is_not_used(cache, progress, mode, is_used):
+    make = Making()
+    fetch(cache, make)
+    cache.folder.chmod(mode)
+    assert [fetch(cache, make), fetch(cache, make)] == ["content", "content"]
+    assert (make.times == 1) == is_used
+    assert len(progress.said) == (not is_used)
+
+
+def test_a_folder_and_entries_of_another_user_are_not_used(cache, progress, monkeypatch):
+    make = Making()
+    fetch(cache, make)
+    # Who looks has another number than who wrote; numbers other than the superuser's make the difference.
+    owner = os.stat_result((*entry_of(cache).stat()[:4], 4321, *entry_of(cache).stat()[5:]))
+    monkeypatch.setattr(Path, "lstat", lambda _path: owner)
+    assert fetch(cache, make) == "content"
+    assert make.times == 2
+    monkeypatch.setattr(Path, "stat", lambda _path, **_more: owner)
+    assert fetch(cache, make) == "content"
+    assert make.times == 3
+    assert "belongs to another user" in progress.said[0]

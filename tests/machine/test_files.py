@@ -41,6 +41,80 @@ def test_a_new_file_has_the_rights_that_the_umask_gives(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755, 0o444])
+def test_a_replaced_file_keeps_its_rights(tmp_path: Path, mode: int) -> None:
+    target = tmp_path / "out"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    with atomic_write(target) as handle:
+        handle.write(b"new")
+        (temporary,) = tmp_path.glob(".sap-*.tmp")
+        assert temporary.stat().st_mode & 0o777 == mode
+    assert target.stat().st_mode & 0o777 == mode
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("how", ["file", "link to a file", "hard link"])
+def test_a_file_that_has_appeared_is_not_replaced(
+    tmp_path: Path, how: str, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, target = tmp_path / "other", tmp_path / "out"
+    other.write_bytes(b"theirs")
+    appear = {
+        "file": lambda: target.write_bytes(b"theirs"),
+        "link to a file": lambda: target.symlink_to("other"),
+        "hard link": lambda: os.link(other, target),
+    }[how]
+
+    def write(handle: IO[bytes]) -> None:
+        handle.write(b"ours")
+        appear()
+        if not links:
+            monkeypatch.setattr(os, "link", no_links)
+
+    with pytest.raises(SapError, match="has appeared"), atomic_write(target, replace=False) as handle:
+        write(handle)
+    monkeypatch.undo()
+    assert target.read_bytes() == b"theirs"
+    assert other.read_bytes() == b"theirs"
+    assert names_in(tmp_path) == ["other", "out"]
+
+
+def no_links(*_names: object) -> None:
+    """What a file system without links answers."""
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_gets_its_name_without_replacing(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with atomic_write(tmp_path / "out", replace=False) as handle:
+        handle.write(b"ours")
+    assert (tmp_path / "out").read_bytes() == b"ours"
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_of_several_files_none_stays_where_one_cannot_have_its_name(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(SapError, match="b has appeared"), atomic_writes(paths, replace=False):
+        (tmp_path / "b").write_bytes(b"theirs")
+    assert names_in(tmp_path) == ["b"]
+
+
+def test_only_temporary_files_of_ours_are_swept_away(tmp_path: Path) -> None:
+    names = (".sap-0123456789abcdef.tmp", ".sap-holiday.tmp", ".sap-0123456789ABCDEF.tmp")
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (1, 1))
+    with atomic_write(tmp_path / "out"):
+        pass
+    assert names_in(tmp_path) == sorted(["out", *names[1:]])
+
+
 def test_a_name_as_long_as_allowed(tmp_path: Path) -> None:
     with atomic_write(tmp_path / ("n" * 255)) as handle:
         handle.write(b"x")

@@ -47,6 +47,9 @@ def test_what_nothing_tells_is_asked_for(overrides: PreprocessingOverrides, opti
     ("key", "value"),
     [
         ("input_size", [3, 32]),
+        ("input_size", [3, 60_000, 60_000]),
+        ("input_size", [60_000, 20, 20]),
+        ("crop_pct", 0.001),
         ("input_size", [3, 0, 32]),
         ("input_size", "3,32,32"),
         ("input_size", 32),

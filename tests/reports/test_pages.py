@@ -10,7 +10,7 @@ import pytest
 from support.reports import HOSTILE, hostile_report
 
 from sapcli.reports.pages import render_html, render_markdown, render_report
-from sapcli.reports.schema import to_json
+from sapcli.reports.schema import RepairReport, to_json
 from sapcli.settings import ReportForm
 
 _EMPTY_ELEMENTS = {"meta", "link", "img", "br"}
@@ -87,3 +87,42 @@ def test_the_form_decides_what_is_written() -> None:
     assert render_report(report, ReportForm.JSON) == to_json(report)
     assert render_report(report, ReportForm.HTML).startswith(b"<!doctype html>")
     assert render_report(report, ReportForm.MARKDOWN).startswith(b"## Repair of")
+
+
+STEERING = "x\n\n</details>\n\n# Approved <img src=https://evil.example/x.png> @org/team #12 www.evil.example\n"
+# What GitHub's renderer makes links and mentions of, and what would be a heading or an element.
+OBEYED = re.compile(
+    r"@\w|#\d|https?://|\bwww\.|^\s*#+ (?!Repair of)|(?<!\\)<(?!!-- -->|/?details|/?summary)", re.MULTILINE
+)
+
+
+def steering_reports() -> dict[str, RepairReport]:
+    """A report with the same text in one field each."""
+    report = hostile_report("")
+    provenance = report.provenance
+    return {
+        "title": replace(report, title=STEERING),
+        "verdict": replace(report, verdict=STEERING),
+        "weak points": replace(report, weak_points=(STEERING,)),
+        "explanation": replace(report, search=replace(report.search, explanation=STEERING)),
+        "name of a version": replace(report, provenance=replace(provenance, versions={STEERING: "1"})),
+        "version": replace(report, provenance=replace(provenance, versions={"torch": STEERING})),
+        "name of a digest": replace(report, provenance=replace(provenance, digests={STEERING: "1"})),
+        "digest": replace(report, provenance=replace(provenance, digests={"checkpoint": f"`{STEERING}"})),
+    }
+
+
+@pytest.mark.parametrize("field", steering_reports())
+def test_no_field_of_a_report_is_obeyed_as_markdown(field: str) -> None:
+    text = render_markdown(steering_reports()[field])
+    outside = re.sub(r"^```\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert not OBEYED.findall(outside)
+    assert outside.count("</details>") == 1
+
+
+def test_a_command_line_stays_in_its_box() -> None:
+    report = hostile_report("")
+    command = "sap\n```\n# Approved @org/team"
+    text = render_markdown(replace(report, provenance=replace(report.provenance, command=command)))
+    assert len(re.findall("^```", text, re.MULTILINE)) == 2
+    assert "sap " + 3 * "'" + " # Approved @org/team" in text

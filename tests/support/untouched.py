@@ -12,6 +12,7 @@ from pathlib import Path
 # What these name is written, and may replace what was there.
 _OUTPUTS = frozenset({"-o", "--output", "--report", "--html", "--summary", "--apply-to", "--cache-dir"})
 _DEFAULT_OUTPUTS = (".sap.safetensors", ".sap.safetensors.index.json", "corrected.csv")
+_DEFAULT_OUTPUTS_OF = {"activations": ("bases.safetensors",)}
 _LARGEST = 8 << 20
 _MOST = 5000
 
@@ -36,11 +37,12 @@ def contents_of(folder: Path, arguments: Sequence[str | Path]) -> Contents:
         outputs.discard(path.resolve())
     if "demo" in arguments:
         inputs.clear()  # its folder is an output
+    by_itself = (*_DEFAULT_OUTPUTS, *_DEFAULT_OUTPUTS_OF.get(os.fspath(arguments[0]) if arguments else "", ()))
     kept = (
         path
         for path in sorted(inputs)
         if _is_small_file(path)
-        and not path.name.endswith(_DEFAULT_OUTPUTS)
+        and not path.name.endswith(by_itself)
         and not {path.resolve(), *path.resolve().parents} & outputs
     )
     contents = {}

@@ -62,10 +62,12 @@ def layers(context: typer.Context, incomplete: str) -> Iterator[str]:
 def _weights(path: Path) -> list[str]:
     """The names of tensors of two or more dimensions in a safetensors file; none where it cannot be read."""
     path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():  # a pipe would keep the shell waiting
+        return []
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= _LARGEST_HEADER else {}
         return [name for name, entry in header.items() if name != "__metadata__" and len(entry["shape"]) > 1]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []

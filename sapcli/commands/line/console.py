@@ -6,23 +6,25 @@ terminal and leave one line a stage; a log file gets those lines alone.
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from sapcli.errors import SapError
 from sapcli.machine.events import Events
-from sapcli.machine.results import results
-from sapcli.machine.text import printable
+from sapcli.machine.results import are_shown, results
+from sapcli.machine.text import escaped, in_github_actions, json_without_commands, printable, without_commands
 
 
 class _Stderr(Console):
@@ -93,19 +95,19 @@ class Terminal:
             return
         self._warned.add(text)
         self._send("warning", text=text)
-        if in_github_actions():
-            self._say(annotation("warning", text))
-        else:
+        if not in_github_actions():
             self._say(f"warning: {text}", style="yellow")
+        elif not self._quiet:
+            self._console.print(Text(annotation("warning", text)))
 
     def rows(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """A small table of facts."""
         self._send("summary", title=title, rows=dict(rows))
         if not self._quiet:
-            self._console.print(Text(title, style="bold"))
+            self._console.print(Text(without_commands(printable(title)), style="bold"))
             width = max((len(name) for name, _ in rows), default=0)
             for name, text in rows:
-                self._console.print(Text(f"  {name:<{width}}  {printable(text)}"))
+                self._console.print(Text(without_commands(f"  {name:<{width}}  {printable(text)}")))
 
     def _send(self, event: str, **fields: object) -> None:
         if self._events is not None:
@@ -113,7 +115,7 @@ class Terminal:
 
     def _say(self, text: str, style: str = "") -> None:
         if not self._quiet:
-            self._console.print(Text(printable(text), style=style))
+            self._console.print(Text(without_commands(printable(text)), style=style))
 
     def _open_bar(self, name: str, total: int | None, unit: str) -> TaskID | None:
         if self._quiet or not self._console.is_terminal:
@@ -148,17 +150,12 @@ def print_error(error: SapError) -> None:
         console.print(Text(annotation("error", _sentence(error.message))))
     else:
         console.print(Text.assemble(("error: ", "bold red"), _sentence(error.message)))
-    console.print(Text.assemble(("hint:  ", "bold"), _sentence(error.hint)))
-
-
-def in_github_actions() -> bool:
-    """Whether this runs in a GitHub Actions job, which shows annotations beside the code."""
-    return os.environ.get("GITHUB_ACTIONS") == "true"
+    console.print(Text.assemble(("hint:  ", "bold"), without_commands(_sentence(error.hint))))
 
 
 def annotation(kind: str, text: str) -> str:
-    """A workflow command of GitHub Actions; what would end it is written as it asks."""
-    return f"::{kind} title=sap::" + printable(text).replace("%", "%25")
+    """A workflow command of GitHub Actions; what would end it, or be one itself, is written as it asks."""
+    return f"::{kind} title=sap::" + without_commands(printable(text)).replace("%", "%25")
 
 
 def _sentence(text: str) -> str:
@@ -166,19 +163,32 @@ def _sentence(text: str) -> str:
     return printable(text).removesuffix(".")
 
 
+def is_exact() -> bool:
+    """Whether stdout is read by a program, or is a file: a terminal and the log of a job obey what is in a text."""
+    if are_shown():
+        return False
+    try:
+        return not in_github_actions() or stat.S_ISREG(os.fstat(results().fileno()).st_mode)
+    except (OSError, ValueError):  # no file
+        return not in_github_actions()
+
+
+def harmless(text: str, *, is_json: bool = False) -> str:
+    """A text for stdout that cannot steer a terminal or the log of a job, where it goes to one."""
+    if is_exact():
+        return text
+    if is_json:
+        shown = "".join(
+            character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1]
+            for character in text
+        )
+        return json_without_commands(shown)
+    return "\n".join(without_commands(escaped(line)) for line in text.split("\n"))
+
+
 def print_result(text: str) -> None:
-    """A line of a command's result, on stdout, as bytes: names that are not UTF-8 go through unchanged."""
+    """A line of a command's result, on stdout, as bytes: names that are not UTF-8 go through to programs unchanged."""
     sys.stdout.flush()
     stream = results()
-    stream.write(text.encode("utf-8", "surrogateescape") + b"\n")
+    stream.write(harmless(text).encode("utf-8", "surrogateescape") + b"\n")
     stream.flush()
-
-
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout, its first column left and the others right aligned."""
-    table = Table(title=printable(title), title_justify="left")
-    for position, name in enumerate(header):
-        table.add_column(escape(name), justify="left" if position == 0 else "right")
-    for row in rows:
-        table.add_row(*(escape(printable(cell)) for cell in row))
-    Console(highlight=False).print(table)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sapcli.activations.bases import Bases
 from sapcli.activations.bases_file import read_bases
-from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
+from sapcli.commands.line.output_check import Reads
 from sapcli.commands.line.outputs import STDIO, check_writable
+from sapcli.commands.line.settings_file import UsedSettings
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.decoding import Scaling, longest_side
 from sapcli.datasets.images import Images
 from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
-from sapcli.machine.files import spool
+from sapcli.machine.reading import read_input
 from sapcli.machine.results import descriptor_of
 from sapcli.repairs.selection import TrustedSet, parse_trusted
 from sapcli.repairs.session import Samples, Session
@@ -49,7 +50,33 @@ class Inputs:
     def terminal(self) -> console.Terminal:
         """Where the run tells what it does: people on stderr, and programs on the descriptor that they asked for."""
         descriptor = self.run.progress_json
-        return console.Terminal(self.run.quiet, None if descriptor is None else Events(descriptor_of(descriptor)))
+        events = None if descriptor is None else Events(descriptor_of(descriptor))
+        terminal = console.Terminal(self.run.quiet, events)
+        note_settings(terminal, self.run.settings)
+        return terminal
+
+    def reads(self, *checkpoints: Checkpoint, **more: str | Path | None) -> Reads:
+        """What the command reads, to be held against what it writes.
+
+        Args:
+            checkpoints: The checkpoints, opened.
+            more: Files and folders that other options name, by the options.
+        """
+        reads = Reads()
+        for checkpoint in checkpoints:
+            reads.add_checkpoint(checkpoint)
+        reads.add_architecture(self.model.arch)
+        reads.add_data(self.data)
+        reads.add_file("the labels", self.images.labels)
+        reads.add_file("the class map", self.images.class_map)
+        reads.add_file("the settings file", self.run.settings.path)
+        for option, source in more.items():
+            reads.add_file(f"what --{option} names", source)
+        return reads
+
+    def writes(self) -> list[tuple[str, Path | None]]:
+        """What the command may write beside its result, by the options that name it."""
+        return [("--suggest-class-map", self.images.suggest_class_map)]
 
     def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
         """The session that the inputs ask for; opens the checkpoint."""
@@ -63,6 +90,17 @@ class Inputs:
             terminal,
             Cache(self.run.cache_dir, terminal),
             self.model.to_source(),
+        )
+
+
+def note_settings(terminal: console.Terminal, settings: UsedSettings) -> None:
+    """Say which settings come from a file, and which it may not set."""
+    if settings.names:
+        terminal.note(f"settings: {', '.join(settings.names)} from {settings.file}")
+    if settings.left_out:
+        terminal.warn(
+            f"{settings.file} sets {', '.join(settings.left_out)}, which only a file that you name may set: left out"
+            f" (`sap --config {settings.path} ...` names it)"
         )
 
 
@@ -142,20 +180,20 @@ class TrustedSource:
         """The list of samples in a file or on stdin."""
         name = "stdin" if source == STDIO else source
         try:
-            content = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
-        except OSError as error:
-            raise DatasetError(f"{source} cannot be read: {error.strerror}", "name a list that exists") from error
+            content = read_input(source)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DatasetError(f"{source} cannot be read: {reason}", "name a list that exists") from error
         # Paths are bytes that need not be UTF-8; they are looked up as the file system gives them.
-        return parse_trusted(content.decode("utf-8", "surrogateescape").split("\n"), name, session.training)
+        text = content.decode("utf-8", "surrogateescape")
+        # As `sap suspects -0` and `find -print0` write it, and no other list: a path may hold line breaks.
+        lines = text.removesuffix("\0").split("\0") if text.endswith("\0") else text.split("\n")
+        return parse_trusted(lines, name, session.training)
 
 
 def given_bases(source: str) -> Bases:
     """The bases in a file or on stdin."""
-    if source != STDIO:
-        return read_bases(Path(source))
-    # What reads bases opens a path, and the copy, which goes with the process, has no other.
-    with spool(sys.stdin.buffer, "stdin") as copy:
-        return read_bases(Path(f"/dev/fd/{copy.fileno()}"), "stdin")
+    return read_bases(source if source == STDIO else Path(source))
 
 
 def tell_of_images(terminal: console.Terminal, images: Images) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from sapcli.commands.line import completion
-from sapcli.commands.line.parsing import parse_input_size, parse_numbers
+from sapcli.commands.line.parsing import finite, parse_input_size, parse_numbers
+from sapcli.commands.line.settings_file import NO_SETTINGS, UsedSettings
 from sapcli.settings import (
     DataSource,
     Exif,
@@ -29,6 +30,10 @@ REPAIR = "The repair"
 SUSPECTS = "The suspects"
 RUN = "The run"
 GATES = "Gates for CI"
+
+# What the libraries take at most for a count, and for a seed.
+MOST = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
 
 
 def option(*names: str, panel: str, help: str, **more: Any) -> Any:  # noqa: A002
@@ -114,7 +119,14 @@ class ModelOptions:
     ] = None
     crop_pct: Annotated[
         float | None,
-        option("--crop-pct", panel=IMAGES, min=0.01, max=1.0, help="The crop's side over that of the resized image."),
+        option(
+            "--crop-pct",
+            panel=IMAGES,
+            min=0.01,
+            max=1.0,
+            callback=finite,
+            help="The crop's side over that of the resized image.",
+        ),
     ] = None
     exif: Annotated[
         Exif | None,
@@ -189,7 +201,8 @@ class SelectionOptions:
         ),
     ] = None
     count: Annotated[
-        int, option("-n", "--trusted-count", panel=DATA, min=1, help="How many samples to trust, in all.")
+        int,
+        option("-n", "--trusted-count", panel=DATA, min=1, max=MOST, help="How many samples to trust, in all."),
     ] = 1000
     strategy: Annotated[
         Strategy, option("--strategy", panel=DATA, help="What makes a label believable; random is a control.")
@@ -227,11 +240,13 @@ class RunOptions:
             "--batch-size",
             panel=RUN,
             min=1,
+            max=MOST,
             help="Images at a time; by default as many as fit their size: 256 of 64 pixels, 32 of 224 on a CPU.",
         ),
     ] = None
     workers: Annotated[
-        int | None, option("--workers", panel=RUN, min=0, help="Processes that decode images; one a core by default.")
+        int | None,
+        option("--workers", panel=RUN, min=0, max=MOST, help="Processes that decode images; one a core by default."),
     ] = None
     precision: Annotated[
         Precision,
@@ -242,7 +257,7 @@ class RunOptions:
             " the measurements of eval are always float32.",
         ),
     ] = Precision.AUTO
-    seed: Annotated[int, option("--seed", panel=RUN, min=0, help="For all that is random.")] = 0
+    seed: Annotated[int, option("--seed", panel=RUN, min=0, max=LARGEST_SEED, help="For all that is random.")] = 0
     cache_dir: Annotated[
         Path | None,
         option("--cache-dir", panel=RUN, metavar="DIR", envvar="SAP_CACHE", help="Where artifacts are kept."),
@@ -250,8 +265,16 @@ class RunOptions:
     quiet: Annotated[bool, option("-q", "--quiet", panel=RUN, help="Say nothing but errors.")] = False
     progress_json: Annotated[
         int | None,
-        option("--progress-json", panel=RUN, min=1, metavar="FD", help="Tell progress as NDJSON on a file descriptor."),
+        option(
+            "--progress-json",
+            panel=RUN,
+            min=1,
+            max=MOST,
+            metavar="FD",
+            help="Tell progress as NDJSON on a file descriptor.",
+        ),
     ] = None
+    settings: UsedSettings = NO_SETTINGS
     verbose: Annotated[
         bool, option("-v", "--verbose", panel=RUN, help="Also name every weight that is left as it is, and why.")
     ] = False

@@ -11,9 +11,11 @@ from typing import IO
 
 from sapcli.checkpoints import saving
 from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.commands.line import console
 from sapcli.commands.line.options import OutputOptions
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.machine.files import atomic_write, write_error
+from sapcli.machine.reading import check_text
 from sapcli.machine.results import place_of, results
 from sapcli.settings import ReportForm
 
@@ -54,13 +56,17 @@ def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions, *, in_
         path = Path(output.output) / path.name
     if path.suffix in _PICKLES:
         raise UsageError(f"-o {path}: what is written is always safetensors", "name it .safetensors")
-    for file in saving.output_files(checkpoint, path):
-        if checkpoint.path is not None and file.exists() and file.samefile(checkpoint.path):
-            raise CheckpointError(
-                f"{file} is the input itself, which is never overwritten", "name another file with -o"
-            )
-        check_writable(file, output.force)
+    # Shards have names of their own content, which nothing else has.
+    file = saving.output_files(checkpoint, path)[-1]
+    if checkpoint.path is not None and file.exists() and file.samefile(checkpoint.path):
+        raise CheckpointError(f"{file} is the input itself, which is never overwritten", "name another file with -o")
+    check_writable(file, output.force)
     return path
+
+
+def destination_index(checkpoint: Checkpoint, destination: Path | None) -> Path | None:
+    """The file by which the corrected checkpoint is opened: the destination, a file in it, or an index there."""
+    return None if destination is None else saving.output_files(checkpoint, destination)[-1]
 
 
 def check_writable(path: Path, force: bool, option: str = "-o") -> None:
@@ -83,10 +89,13 @@ def _may_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
-def check_appendable(file: Path | None) -> None:
+def check_summary(file: Path | None) -> None:
     """Raise what would keep text from being appended to `file` in the end."""
-    if file is not None and not file.exists():
+    if file is None:
+        return
+    if not file.exists():
         check_writable(file, True, "--summary")
+    check_text(file)
 
 
 def report_forms(files: Sequence[Path], force: bool, option: str = "--report") -> dict[Path, ReportForm]:
@@ -107,8 +116,13 @@ def report_forms(files: Sequence[Path], force: bool, option: str = "--report") -
 
 
 @contextmanager
-def open_output(destination: Path | None) -> Iterator[IO[bytes]]:
-    """The destination, atomically written, or stdout."""
+def open_output(destination: Path | None, force: bool = True) -> Iterator[IO[bytes]]:
+    """The destination, atomically written, or stdout.
+
+    Args:
+        destination: The file; `None` is stdout.
+        force: Whether a file that has the name by then is replaced.
+    """
     if destination is None:
         try:
             yield results()
@@ -118,5 +132,20 @@ def open_output(destination: Path | None) -> Iterator[IO[bytes]]:
         except OSError as error:
             raise write_error("to the output stream", error) from error
     else:
-        with atomic_write(destination) as handle:
+        with atomic_write(destination, replace=force) as handle:
             yield handle
+
+
+def write_text(destination: Path | None, text: str, force: bool = True, *, is_json: bool = False) -> None:
+    """Write a result that is text; on stdout, it cannot steer what shows it.
+
+    Args:
+        destination: The file, which gets the text as it is; `None` is stdout.
+        text: The text.
+        force: Whether a file that has the name by then is replaced.
+        is_json: Whether it is JSON, whose own escapes do.
+    """
+    if destination is None:
+        text = console.harmless(text, is_json=is_json)
+    with open_output(destination, force) as handle:
+        handle.write(text.encode("utf-8", "surrogateescape"))

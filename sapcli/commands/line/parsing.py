@@ -6,8 +6,24 @@ import ast
 import math
 from collections.abc import Sequence
 
+import typer
+
 from sapcli.errors import UsageError
 from sapcli.settings import Importance
+
+# Beyond this, a picture's side is a mistake, and the tensors that it asks for would fill any memory.
+_LARGEST_SIDE = 1 << 16
+
+
+def finite(value: float | None) -> float | None:
+    """The value of an option, which has to be a number and not infinite.
+
+    Raises:
+        typer.BadParameter: It is not.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
@@ -23,7 +39,7 @@ def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
     except ValueError:
         numbers = []
     sizes = {1: [3, *numbers, *numbers], 2: [3, *numbers], 3: numbers}.get(len(numbers))
-    if sizes is None or min(sizes) < 1:
+    if sizes is None or min(sizes) < 1 or max(sizes) > _LARGEST_SIDE:
         raise UsageError(f"--input-size {text}: expected C,H,W", "write it like --input-size 3,224,224")
     channels, height, width = sizes
     return channels, height, width
@@ -38,11 +54,12 @@ def parse_numbers(option_name: str, text: str | None) -> tuple[float, ...] | Non
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(
-            f"{option_name} {text}: expected numbers", f"write it like {option_name} 0.485,0.456,0.406"
-        ) from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{option_name} {text}: expected numbers", f"write it like {option_name} 0.485,0.456,0.406")
+    return numbers
 
 
 def parse_alpha(text: str, importance: Importance) -> float | None:

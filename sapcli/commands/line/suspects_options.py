@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from sapcli.commands.line.options import SUSPECTS, option
+from sapcli.commands.line.options import MOST, SUSPECTS, option
+from sapcli.commands.line.parsing import finite
 from sapcli.settings import (
     LabelForm,
     SuspectsFormat,
@@ -18,15 +19,33 @@ class SuspectsOptions:
     """Which suspects, and what is made of them."""
 
     count: Annotated[
-        int | None, option("-n", "--count", panel=SUSPECTS, min=1, help="At most so many, the most suspicious.")
+        int | None,
+        option("-n", "--count", panel=SUSPECTS, min=1, max=MOST, help="At most so many, the most suspicious."),
     ] = None
     min_score: Annotated[
         float,
-        option("--min-score", panel=SUSPECTS, min=0.0, help="Only those whose label costs the model this many nats."),
+        option(
+            "--min-score",
+            panel=SUSPECTS,
+            min=0.0,
+            callback=finite,
+            help="Only those whose label costs the model this many nats.",
+        ),
     ] = 0.0
     format: Annotated[
-        SuspectsFormat, option("--format", panel=SUSPECTS, help="How the list is written; paths are one a line.")
+        SuspectsFormat,
+        option(
+            "--format",
+            panel=SUSPECTS,
+            help="How the list is written; paths are one a line, with escapes for what is no visible character.",
+        ),
     ] = SuspectsFormat.JSONL
+    null: Annotated[
+        bool,
+        option(
+            "-0", "--null", panel=SUSPECTS, help="Write the exact paths, each ended by a null byte, as for xargs -0."
+        ),
+    ] = False
     html: Annotated[
         Path | None,
         option("--html", panel=SUSPECTS, metavar="FILE", help="Also write a page with the pictures of the first 200."),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sapcli.datasets.labels.label_numbers import UNLABELLED, whole_number
 from sapcli.errors import DatasetError, SapError
+from sapcli.machine.reading import read_input
 
 LABEL_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 """What the names of label files end in."""
@@ -149,7 +150,7 @@ def _read_text(file: Path) -> str:
         DatasetError: If the file cannot be read or decoded.
     """
     try:
-        content = file.read_bytes()
+        content = read_input(file)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DatasetError(f"{file}: cannot read the file: {reason}", "Check its name and permissions.") from error

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.dataset import Dataset
 from sapcli.errors import DatasetError
@@ -12,7 +16,14 @@ from sapcli.settings import DataSource
 
 
 def compare_order(
-    dataset: Dataset, outcomes: Outcomes, checkpoint: str, source: DataSource, progress: Progress, *, stop: bool
+    dataset: Dataset,
+    outcomes: Outcomes,
+    checkpoint: str,
+    source: DataSource,
+    progress: Progress,
+    confirm: Callable[[], Outcomes] | None = None,
+    *,
+    stop: bool,
 ) -> None:
     """Compare the order of the classes with the network's own answers.
 
@@ -22,6 +33,8 @@ def compare_order(
         checkpoint: The checkpoint's name, for messages.
         source: Whether a class map says the order, and where one that would say the likely order is written to.
         progress: Told of a doubt.
+        confirm: What the network made of other images, whose labels come from elsewhere: where these agree with the
+            order taken, it is the labels of `dataset` that are exchanged, and not the classes.
         stop: Whether another order ends the run; it is a warning alone where a class map says the order.
 
     Raises:
@@ -36,6 +49,14 @@ def compare_order(
         progress.warn(f"{what_contradicts(doubt, checkpoint, dataset)}; that may be chance")
         return
     message = what_contradicts(found, checkpoint, dataset)
+    if confirm is not None:
+        others = confirm()
+        by_found = np.asarray(found.outputs)[others.labels.numpy()]
+        if int(others.correct.sum()) > int((others.predictions.numpy() == by_found).sum()):
+            progress.warn(
+                f"{message}; but the validation images agree with the order taken: the training labels are likely wrong"
+            )
+            return
     file = source.suggested_class_map
     if file is not None:
         write_class_map(found, dataset, file)

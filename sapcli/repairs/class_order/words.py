@@ -72,7 +72,7 @@ def write_class_map(found: LikelyOrder, dataset: Dataset, file: Path) -> None:
     writer.writerow(("folder", "class"))
     # In the order of the outputs, so that it reads as the order of the classes.
     writer.writerows((folder, output) for output, folder in sorted((rows[folder], folder) for folder in rows))
-    with atomic_write(file) as handle:
+    with atomic_write(file, replace=False) as handle:
         handle.write(text.getvalue().encode("utf-8", "surrogateescape"))
 
 

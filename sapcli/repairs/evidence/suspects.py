@@ -19,6 +19,7 @@ from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.labels.label_files import read_labels
 from sapcli.errors import DatasetError
 from sapcli.machine.files import write_error
+from sapcli.machine.text import escaped
 from sapcli.settings import SuspectsFormat
 
 
@@ -157,17 +158,31 @@ def area_under_curve(scores: Tensor, positive: Tensor) -> float:
     return float((below + below_or_equal).mean() / 2 / len(negatives))
 
 
-def render_suspects(suspects: Sequence[Suspect], output_format: SuspectsFormat) -> str:
-    """The list as text, one sample a line."""
+def render_suspects(suspects: Sequence[Suspect], output_format: SuspectsFormat, *, exact: bool = True) -> str:
+    """The list as text, one sample a line.
+
+    Args:
+        suspects: The list.
+        output_format: How it is written. A list of paths has escapes in the place of what would break a line or steer
+            a terminal, and JSON Lines have their own.
+        exact: Whether CSV has names as they are, line breaks and all; otherwise they are escaped like paths.
+    """
     if output_format is SuspectsFormat.PATHS:
-        return "".join(f"{suspect.path}\n" for suspect in suspects)
+        return "".join(f"{_path_in_line(suspect.path)}\n" for suspect in suspects)
     if output_format is SuspectsFormat.JSONL:
         return "".join(json.dumps(asdict(suspect)) + "\n" for suspect in suspects)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "given", "suggested", "score"])
-    writer.writerows(asdict(suspect).values() for suspect in suspects)
+    for suspect in suspects:
+        fields = asdict(suspect).values()
+        writer.writerow(fields if exact else [escaped(each) if isinstance(each, str) else each for each in fields])
     return text.getvalue()
+
+
+def _path_in_line(path: str) -> str:
+    """A path as a line can hold it: bytes that are no UTF-8 stay, all else that is not visible is escaped."""
+    return "".join(part if "\udc80" <= part <= "\udcff" else escaped(part) for part in path)
 
 
 def corrected_labels(dataset: Dataset, suspects: Sequence[Suspect]) -> dict[str, str]:
