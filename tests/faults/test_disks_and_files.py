@@ -144,12 +144,8 @@ def before_the_first_batch(action: Callable[[], object]) -> None:
 def start_losing(project: Project, action: Callable[[], object], *more: str) -> Run:
     """Repair the project while something happens to its files."""
     arguments = project_arguments("out.safetensors", "--quiet", *more)
-<<<<<<< HEAD
     prepare = functools.partial(before_the_first_batch, action)
     return start(project.folder, arguments, prepare, inputs_stay=False)
-=======
-    return start(project.folder, arguments, functools.partial(before_the_first_batch, action), inputs_stay=False)
->>>>>>> bounds
 
 
 def test_a_vanishing_checkpoint_is_read_to_its_end(project: Project, expected: bytes) -> None:
