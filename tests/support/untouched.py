@@ -38,11 +38,13 @@ def contents_of(folder: Path, arguments: Sequence[str | Path]) -> Contents:
     if "demo" in arguments:
         inputs.clear()  # its folder is an output
     by_itself = (*_DEFAULT_OUTPUTS, *_DEFAULT_OUTPUTS_OF.get(os.fspath(arguments[0]) if arguments else "", ()))
+    # What a killed run has left is there to be removed.
     kept = (
         path
         for path in sorted(inputs)
         if _is_small_file(path)
         and not path.name.endswith(by_itself)
+        and not path.match(".sap-*.tmp")
         and not {path.resolve(), *path.resolve().parents} & outputs
     )
     contents = {}
