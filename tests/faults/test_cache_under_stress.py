@@ -38,18 +38,23 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def entries(cache: Path) -> dict[str, bytes]:
+    """The files of a cache, but for what it knows of files that were not changed for a while: that comes with time."""
+    return {path.name: path.read_bytes() for path in cache.iterdir() if not path.name.startswith("digests-")}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_entries_are_made_again(project: Project, expected: bytes, damage: str) -> None:
     assert repaired(project) == expected
     cache = project.folder / "cache"
-    before = {path.name: path.read_bytes() for path in cache.iterdir()}
+    before = entries(cache)
     assert len(before) >= 6  # three entries and their checksums
     for damaged in [*([name] for name in before), list(before)]:
         for name in damaged:
             (cache / name).write_bytes(DAMAGES[damage](before[name]))
         (project.folder / "out.safetensors").unlink()
         assert repaired(project) == expected, damaged
-    assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+    assert entries(cache) == before
 
 
 def test_an_entry_that_cannot_be_read_costs_only_time(project: Project, expected: bytes) -> None:
