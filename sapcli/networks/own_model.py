@@ -27,6 +27,7 @@ from sapcli.networks.own_loading import (
 # Another seed, to see whether random numbers reach what no checkpoint holds.
 _ANOTHER_SEED = 1
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_OUTPUTS = "(outputs)"
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,16 @@ def fill_own(recipe: OwnRecipe) -> nn.Module:
 def load_own(recipe: OwnRecipe) -> OwnModel:
     """The network, filled and in eval mode, and what of the checkpoint it holds then; raises as `fill_own` does."""
     factory, checkpoint = recipe.factory, recipe.checkpoint
-    drawn_again = _drawn_again(recipe)
+    notes = _about_random_values(recipe)
     filled = _filled(recipe)
     network, named = filled.network, filled.match.entry_names
     with factory.running("cannot be looked at"):
         outside = values_outside_of_checkpoints(network)
         entry_names, changed = entries_in_memory(network, checkpoint, named, checkpoint.source)
         others = frozenset[str]() if filled.followed is None else filled.followed.used_for_others(network, outside)
-        values = _own_values(network) if drawn_again else {}
         kept = dict.fromkeys(sorted(others), USED_FOR_OTHERS) | dict.fromkeys(sorted(changed), CHANGED)
     used = {*named.values(), *entry_names.values()}
     extra = tuple(entry for entry in checkpoint.entries if entry not in used)
-    changing = [name for name, value in drawn_again.items() if not _same(value, values.get(name))]
-    notes = _about_random_values(factory, changing)
     return OwnModel(network, entry_names, extra, kept, notes)
 
 
@@ -135,31 +133,37 @@ def _filled(recipe: OwnRecipe, seed: int | None = None) -> _Filled:
     return _Filled(network, match, followed)
 
 
-def _drawn_again(recipe: OwnRecipe) -> dict[str, list[Tensor]]:
-    """The values that other random numbers would give the filled network; nothing where they make no difference."""
+def _about_random_values(recipe: OwnRecipe) -> tuple[str, ...]:
+    """What is to be said of values that no checkpoint holds and no seed decides, where the logits depend on them."""
     factory = recipe.factory
     if factory.own is None or not factory.own.draws_at_random:
-        return {}
+        return ()
     with factory.running("cannot be looked at"):
-        one, other = (_own_values(recipe.build(seed)) for seed in (None, _ANOTHER_SEED))
-    if not _differing(one, other):
-        return {}
-    with factory.running("cannot be looked at"):
-        # What counts the networks that are built, say, does not depend on the seed.
-        by_itself = _differing(one, _own_values(recipe.build()))
-    # Loading may make the values anew, and the same in the end.
-    network = _filled(recipe, _ANOTHER_SEED).network
-    with factory.running("cannot be looked at"):
-        return {name: value for name, value in _own_values(network).items() if name not in by_itself}
-
-
-def _about_random_values(factory: Factory, changing: Sequence[str]) -> tuple[str, ...]:
-    """What is to be said of values that differ from build to build, though the network is filled."""
-    text = (
-        f"{', '.join(changing[:1])} of {factory.name} is drawn at random without a seed, and no checkpoint holds it:"
-        " the results are those of one draw, and the network had another one when it was trained"
+        first, other = (_own_values(recipe.build(seed)) for seed in (None, _ANOTHER_SEED))
+    if not _differing(first, other):
+        return ()
+    # Loading and the first images may make the values anew, so what comes out decides; and what counts the networks
+    # that are built, say, does not depend on the seed.
+    again, same, other = (_values_and_outputs(recipe, seed) for seed in (None, None, _ANOTHER_SEED))
+    by_chance = _differing(again, other) - _differing(again, same)
+    if _OUTPUTS not in by_chance:
+        return ()
+    named = ", ".join(sorted(by_chance - {_OUTPUTS})[:1]) or "something"
+    return (
+        (
+            f"{named} of {factory.name} is drawn at random without a seed, and no checkpoint holds it: the results are"
+            " those of one draw, and the network had another one when it was trained"
+        ),
     )
-    return (text,) if changing else ()
+
+
+def _values_and_outputs(recipe: OwnRecipe, seed: int | None) -> dict[str, list[Tensor]]:
+    """What the filled network has beside the checkpoint, and what it makes of noise."""
+    network = _filled(recipe, seed).network
+    noise = torch.randn(2, *recipe.input_size, generator=torch.Generator().manual_seed(0))
+    with recipe.factory.running("cannot run on images"), torch.no_grad():
+        outputs = [leaf.clone() for leaf in tree_leaves(network(noise)) if isinstance(leaf, Tensor)]
+        return {**_own_values(network), _OUTPUTS: outputs}
 
 
 def _own_values(network: nn.Module) -> dict[str, list[Tensor]]:

@@ -132,6 +132,24 @@ class Net(nn.Module):
     assert [("table" in note, "without a seed" in note) for note in loaded.notes] == [(True, True)] * noted
 
 
+def test_values_that_are_drawn_and_made_anew_are_not_told_of(tmp_path: Path) -> None:
+    text = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.utils.weight_norm(nn.Linear(48, 3))  # its `weight` is made of others in every forward pass
+        self.register_buffer("unused", torch.rand(3), persistent=False)
+    def forward(self, x):
+        return self.f(x.flatten(1))
+"""
+    file, network = written(tmp_path, text)
+    checkpoint = save(network, tmp_path)
+    assert checkpoint.path is not None
+    assert load(file, checkpoint.path).notes == ()
+
+
 @pytest.mark.parametrize("drawn", [True, False])
 def test_a_librarys_network_is_built_plainly_where_random_values_reach_further(tmp_path: Path, drawn: bool) -> None:
     class Net(nn.Module):
