@@ -175,7 +175,7 @@ class Session(ModelAndData):
             return
         self._order_checked = self._order_checked or stop
         confirm = None
-        if dataset is self.training and (validation := self.validation_images) is not None:
+        if stop and dataset is self.training and (validation := self.validation_images) is not None:
             every = range(len(validation.dataset.paths))
 
             def confirm() -> Outcomes:
