@@ -10,6 +10,13 @@ import pytest
 from support.processes import project_arguments, repaired, start
 from support.small_project import Project, make_project
 
+# The longest begins first: at the end, one process would wait for it alone.
+_LONGEST = "test_whole_commands.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != _LONGEST)
+
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
