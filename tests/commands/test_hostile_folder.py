@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.small_project import Project, make_project, run_here
+from support.small_project import Project, run_here
 
 MODEL = ("model.safetensors", "data", "--workers", "0")
 OWN = ("--arch", "network.py:tiny")
 EVIL = "open('RAN', 'w').close()\nfrom network import tiny\n"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return make_project(tmp_path_factory.mktemp("original") / "project")
-
-
-@pytest.fixture
-def project(original: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A copy, as the working folder."""
-    shutil.copytree(original.folder, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return Project(tmp_path / "project")
 
 
 @pytest.mark.parametrize(

@@ -6,31 +6,17 @@ import functools
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.processes import project_arguments, start
-from support.small_project import Project, make_project, run_here
+from support.small_project import Project, run_here
 
 from sapcli.reports import pages, repair_report
 
 PROJECT = ("project", "model.safetensors", "data", "--arch", "network.py:tiny", "--workers", "0", "-n", "30")
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return make_project(tmp_path_factory.mktemp("original") / "project")
-
-
-@pytest.fixture
-def project(original: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A copy, as the working folder."""
-    shutil.copytree(original.folder, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return Project(tmp_path / "project")
 
 
 def fail(*_arguments: object, error: type[Exception] = RuntimeError, **_more: object) -> bytes:
