@@ -31,6 +31,8 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     note_unchecked_order(session)
     _note_coverage(terminal, bases, inputs.run.verbose)
     tell_of_images(terminal, samples.images)
+    if not session.ranks.is_first:
+        return
     with open_output(destination, output.force) as handle:
         write_bases(bases, cast("BinaryIO", handle))
     if destination is not None:

@@ -31,6 +31,7 @@ from sapcli.commands.line.parsing import finite
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
 from sapcli.commands.line.settings_file import default_map, find_settings, named_settings
 from sapcli.commands.line.suspects_options import SuspectsOptions
+from sapcli.machine.parallel.membership import is_first, stand_alone, world_size
 from sapcli.settings import OutputFormat, PlanFormat, ReportForm
 
 app = typer.Typer(
@@ -52,6 +53,9 @@ cache_app = typer.Typer(no_args_is_help=True, help="See or empty the folder of i
 app.add_typer(cache_app, name="cache")
 
 DEBUG = "SAPDEBUG"
+SHARED_COMMANDS = frozenset({"select", "activations", "project", "eval", "suspects"})
+"""The commands whose work several processes share."""
+MOST_DEVICES = 1024
 HELP = object()
 """What the context holds while help is asked for, and no settings file is read."""
 
@@ -78,14 +82,40 @@ def _root(
             help="Take settings from this file, those too that say what is written and which code runs.",
         ),
     ] = None,
+    devices: Annotated[
+        int,
+        typer.Option(
+            "--devices",
+            metavar="N",
+            min=1,
+            max=MOST_DEVICES,
+            envvar="SAP_DEVICES",
+            help="Share the work of select, activations, project, eval and suspects among N processes of this machine,"
+            " each on a GPU of its own where there are any. For several machines: torchrun -m sapcli ...",
+        ),
+    ] = 1,
 ) -> None:
     if debug:
         os.environ[DEBUG] = "1"
+    _share_work(context.invoked_subcommand, devices)
     # Help comes also when the file is damaged.
     if context.obj is not HELP:
         context.obj = find_settings(Path()) if config is None else named_settings(config)
         if context.obj is not None:
             context.default_map = default_map(context.obj, context.command)
+
+
+def _share_work(command: str | None, devices: int) -> None:
+    """Start the processes that share a command's work, or make sure that one that nobody shares runs once."""
+    shared = command in SHARED_COMMANDS
+    if world_size() > 1 and not shared:
+        if not is_first():
+            raise typer.Exit
+        stand_alone()
+    if devices > 1 and shared and world_size() == 1:
+        from sapcli.machine.parallel.launch import launch
+
+        raise typer.Exit(launch(devices))
 
 
 @app.command()

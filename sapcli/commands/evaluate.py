@@ -61,9 +61,10 @@ def evaluate(
     report = EvaluationReport(
         evaluation.metrics, tuple(evaluation.unreadable), None if reference is None else reference.metrics, gain
     )
-    is_json = output_format is OutputFormat.JSON
-    write_text(destination, render_evaluation(report, output_format), output.force, is_json=is_json)
-    append_summary(summary, evaluation_summary(inputs.checkpoint, report))
+    if session.ranks.is_first:
+        is_json = output_format is OutputFormat.JSON
+        write_text(destination, render_evaluation(report, output_format), output.force, is_json=is_json)
+        append_summary(summary, evaluation_summary(inputs.checkpoint, report))
     if min_accuracy is not None and not evaluation.metrics.top1 >= min_accuracy:
         raise GateError(
             f"top-1 accuracy is {evaluation.metrics.top1:.2f}, below --min-accuracy {min_accuracy:g}",

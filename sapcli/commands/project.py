@@ -165,10 +165,11 @@ def _project(
             "no checkpoint was written; look at the data, or ask for less",
         )
     # The checkpoint first: whatever becomes of the records, the repair is not lost.
-    replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
-    metadata = repair_metadata(session, repair, correction, settings, bases, forget)
-    target = results() if destination is None else destination
-    saving.write_checkpoint(checkpoint, target, replacements, metadata, replace=force)
+    if session.ranks.is_first:
+        replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
+        metadata = repair_metadata(session, repair, correction, settings, bases, forget)
+        target = results() if destination is None else destination
+        saving.write_checkpoint(checkpoint, target, replacements, metadata, replace=force)
     shown = destination_index(checkpoint, destination)
     written += [] if shown is None else [shown]
     failure = None
@@ -179,7 +180,7 @@ def _project(
         failure = SapError(f"{error.message}; the corrected checkpoint {kept}", error.hint)
         failure.__cause__ = error
     try:
-        if shown is not None:
+        if shown is not None and session.ranks.is_first:
             console.print_result(str(shown))
     finally:
         if failure is not None:
@@ -249,7 +250,8 @@ class _Recording:
         """
         failed: list[SapError] = []
         with _collecting(failed, f"the summary {summary}"):
-            append_summary(summary, repair_summary(self.session.checkpoint.source, rows))
+            if self.session.ranks.is_first:
+                append_summary(summary, repair_summary(self.session.checkpoint.source, rows))
         if files:
             with _collecting(failed, "the report"):
                 self._write_report(files, failed, force=force)
@@ -265,6 +267,8 @@ class _Recording:
         report = report_repair(
             self.session, self.repair, self.correction, self.bases, self.samples, self.settings, command
         )
+        if not self.session.ranks.is_first:
+            return
         for file, form in files.items():
             with _collecting(failed, f"the report {file}"):
                 content = render_report(report, form)

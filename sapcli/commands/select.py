@@ -21,6 +21,8 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
     trusted = session.select(selection.to_settings())
     note_unchecked_order(session)
     tell_of_images(terminal, session.training_images)
+    if not session.ranks.is_first:
+        return
     write_text(destination, trusted.to_json_lines(), output.force, is_json=True)
     if destination is not None:
         console.print_result(str(destination))

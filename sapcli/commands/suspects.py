@@ -59,6 +59,8 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     contradicted = int((~outcomes.correct).sum())
     listed = "" if len(found) == contradicted else f", {len(found):,} of them listed"
     terminal.note(f"{contradicted:,} of {len(outcomes):,} labels are contradicted{listed}")
+    if not session.ranks.is_first:
+        return
     if options.null:
         with open_output(destination, output.force) as handle:
             handle.write(b"".join(os.fsencode(suspect.path) + b"\0" for suspect in found))

@@ -72,6 +72,9 @@ class Dataset:
 
         Asking for it reads the files that were not read before, so it is asked for once all else has been checked.
         """
+        return self.digests.ranks.from_first(self._fingerprint)
+
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         contents = self.digests.of(self.root, self.paths, keep=not self.unpacked)
         for path, content, label in zip(self.paths, contents, self.labels, strict=True):

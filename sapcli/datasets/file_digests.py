@@ -19,6 +19,7 @@ from sapcli.datasets.image_files import open_regular
 from sapcli.errors import DatasetError
 from sapcli.machine.cache import Cache
 from sapcli.machine.files import atomic_write
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress, SilentProgress
 
 _KIND = "digests"
@@ -52,11 +53,15 @@ class FileDigests:
     Args:
         cache: Where; `None` keeps them in this process alone.
         progress: Told when so much has to be read that it takes a while.
+        ranks: The processes of the run, of which the first alone reads.
     """
 
-    def __init__(self, cache: Cache | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self, cache: Cache | None = None, progress: Progress | None = None, ranks: Ranks | None = None
+    ) -> None:
         self._cache = cache
         self._progress = progress or SilentProgress()
+        self.ranks = ranks or Ranks()
 
     def of(self, folder: Path, paths: Sequence[str], *, keep: bool = True) -> tuple[bytes, ...]:
         """The SHA-256 of each file's bytes, in their order; empty bytes for what cannot be read.

@@ -87,6 +87,7 @@ class Images:
         dataset: Where the images come from.
         preprocessing: How the model wants its images.
         batch_size: Images per batch; when it is changed, also of the batches that are still to come.
+        shared: Whether what is asked for is a share of something: then it is no error that none of it can be read.
         unreadable: The images that could not be read so far: from the sample's index to the reason.
         treated: The images so far of which there is more to be said than their pixels, by the sample's index.
     """
@@ -100,6 +101,7 @@ class Images:
         workers: int,
         strict: bool = False,
         keep_bytes: int = 1 << 30,
+        shared: bool = False,
     ) -> None:
         """Prepare to decode; nothing is read yet.
 
@@ -110,12 +112,14 @@ class Images:
             workers: Processes that decode; with 0, and for the work of a moment, this process does.
             strict: Whether an image that cannot be read is an error.
             keep_bytes: The size up to which decoded images stay in memory.
+            shared: Whether other processes have other shares of what is asked for.
 
         Raises:
             UsageError: If the preprocessing cannot be carried out.
         """
         self.dataset = dataset
         self.preprocessing = preprocessing
+        self.shared = shared
         self.unreadable: dict[int, str] = {}
         self.treated: dict[int, Treatment] = {}
         self._decoder = Decoder(dataset.root, preprocessing)
@@ -154,13 +158,16 @@ class Images:
             readable += len(batch.indices)
             if len(batch.indices):
                 yield batch
-        if len(order) and not readable:
-            index = int(order[0])
-            raise DatasetError(
-                f"{self.dataset.root}: none of {len(order)} images can be read; "
-                f"{self.dataset.paths[index]!r}: {self.unreadable[index]}",
-                "Check that the files are images and complete.",
-            )
+        if len(order) and not readable and not self.shared:
+            raise self.none_readable(len(order), int(order[0]))
+
+    def none_readable(self, count: int, index: int) -> DatasetError:
+        """The error that none of so many images can be read, of which the one at `index` was tried."""
+        return DatasetError(
+            f"{self.dataset.root}: none of {count} images can be read; "
+            f"{self.dataset.paths[index]!r}: {self.unreadable[index]}",
+            "Check that the files are images and complete.",
+        )
 
     def remarks(self, indices: Sequence[int]) -> Remarks:
         """What decoding some of the images has told so far."""

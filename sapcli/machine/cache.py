@@ -73,6 +73,11 @@ class Cache:
         self._kinds = set(_KINDS)
         self._warned = False
 
+    @property
+    def own(self) -> Cache:
+        """The folder as this process alone sees it; see `parallel.shared_cache`."""
+        return self
+
     def fetch(
         self,
         kind: str,

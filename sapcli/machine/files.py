@@ -47,6 +47,11 @@ def remove_at_end(path: Path) -> None:
     _unfinished.add(path)
 
 
+def unfinished() -> list[str]:
+    """What `remove_unfinished` would remove."""
+    return [os.fspath(path) for path in list(_unfinished)]
+
+
 def remove_unfinished() -> None:
     """Remove the temporary files and folders that this process has left, however it comes to its end."""
     for path in list(_unfinished):

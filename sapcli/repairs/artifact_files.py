@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -59,3 +62,14 @@ def write_trusted(trusted: TrustedSet, path: Path) -> None:
     """A trusted set, in the form in which users have it."""
     with atomic_write(path) as handle:
         handle.write(trusted.to_json_lines().encode("utf-8", "surrogateescape"))
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """The versions of what decodes images, builds networks and computes."""
+    found = {"torch": str(torch.__version__)}
+    for package in ("timm", "torchvision", "pillow", "numpy"):
+        # What was put on the path by hand has no version that is known.
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -13,6 +13,7 @@ import torch
 
 from sapcli.activations.plain_comparison import choose_way
 from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
+from sapcli.activations.shares import score_in_shares
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
@@ -21,6 +22,7 @@ from sapcli.datasets.images import Images
 from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.machine import device
 from sapcli.machine.cache import Cache
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress
 from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
 from sapcli.networks.description import describes_itself
@@ -44,6 +46,7 @@ class ModelAndData:
         progress: Told how far the stages are.
         cache: Where artifacts are kept between runs.
         model: What the user says of the architecture and the preprocessing.
+        ranks: The processes that share the work.
         like: The architecture of a checkpoint that this one is compared with, for one that does not name a fitting one.
     """
 
@@ -54,6 +57,7 @@ class ModelAndData:
     cache: Cache
     model: ModelSource = field(default_factory=ModelSource)
     like: Architecture | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     _folder_order: tuple[str, ...] | None = field(default=None, init=False, repr=False)
 
     @cached_property
@@ -176,7 +180,7 @@ class ModelAndData:
 
     @cached_property
     def _digests(self) -> FileDigests:
-        return FileDigests(self.cache, self.progress)
+        return FileDigests(self.cache.own, self.progress, self.ranks)
 
     def _open(self, folder: Path, role: Role, split: str | None) -> Dataset:
         dataset = self._opened(folder, role, split, self.label_names)
@@ -269,13 +273,17 @@ class ModelAndData:
             batch_size=self.batch_size,
             workers=self.settings.workers,
             strict=self.settings.strict_images,
+            shared=self.ranks.world > 1,
         )
 
     def score(
         self, images: Images, stage: str, indices: Sequence[int] | None = None, *, exact: bool = True
     ) -> Outcomes:
         """Run the classifier over images; see `scoring.score`."""
-        return score(self.classifier, images, self.progress, stage, indices, exact=exact)
+        if self.ranks.world == 1:
+            return score(self.classifier, images, self.progress, stage, indices, exact=exact)
+        every = range(len(images.dataset.paths)) if indices is None else indices
+        return score_in_shares(self.ranks, self.classifier, images, self.progress, stage, every, exact=exact)
 
 
 def _sample_of_moved(dataset: Dataset, orders: Mapping[ClassOrder, tuple[str, ...]]) -> list[int]:

@@ -222,6 +222,8 @@ def curvatures(
             found.append(batch.indices)
             values += in_portions(curvature, batch, images, progress)
             advance(len(batch.indices))
+    if not found:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     return torch.cat(found), torch.cat(values)
 
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sapcli.activations.bases import Bases, Origin, collect_bases
 from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
 from sapcli.activations.scoring import Outcomes
+from sapcli.activations.shares import merge_remarks
 from sapcli.datasets.contents import contents_of, find_contents
 from sapcli.datasets.dataset import Dataset, Role
 from sapcli.datasets.images import Images, Remarks
 from sapcli.errors import ArchitectureError, CheckpointError
 from sapcli.machine.cache import Content
-from sapcli.repairs.artifact_files import read_outcomes, read_remarks, write_outcomes, write_remarks, write_trusted
+from sapcli.repairs.artifact_files import (
+    library_versions,
+    read_outcomes,
+    read_remarks,
+    write_outcomes,
+    write_remarks,
+    write_trusted,
+)
 from sapcli.repairs.bases_origin import check_origin
 from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
@@ -57,7 +63,7 @@ class Session(ModelAndData):
             "data": fingerprint,
             "device": settings.device.type,
             "batch_size": self.batch_size,
-            "versions": _versions(),
+            "versions": library_versions(),
         }
 
     def _fetch_made_of(
@@ -117,7 +123,9 @@ class Session(ModelAndData):
             self._findings = self.cache.fetch(
                 "probe",
                 self._cache_key(dataset.fingerprint),
-                make=lambda: probe(self.classifier, images_to_probe(dataset, self.architecture.preprocessing)),
+                make=lambda: self.ranks.from_first(
+                    lambda: probe(self.classifier, images_to_probe(dataset, self.architecture.preprocessing))
+                ),
                 read=read_findings,
                 write=write_findings,
             )
@@ -235,7 +243,7 @@ class Session(ModelAndData):
     def _select(self, settings: SelectionSettings, excluded: frozenset[int]) -> TrustedSet:
         by_loss = settings.strategy is Strategy.LOSS
         if settings.strategy is Strategy.CURVATURE:
-            indices, scores = curvatures(self.classifier, self.training_images, self.progress, self.settings.seed)
+            indices, scores = self._curvatures()
         elif settings.strategy is Strategy.RANDOM:
             indices = torch.arange(len(self.training.paths))
             scores = random_scores(len(indices), self.settings.seed)
@@ -257,6 +265,23 @@ class Session(ModelAndData):
             if not excluded:
                 return trusted
             self.progress.note(f"{len(excluded)} training images are copies of validation images and are not trusted")
+
+    def _curvatures(self) -> tuple[Tensor, Tensor]:
+        """The curvature of each training image, by all processes together."""
+        images, seed = self.training_images, self.settings.seed
+        every = range(len(self.training.paths))
+        if self.ranks.world == 1:
+            return curvatures(self.classifier, images, self.progress, seed)
+        share = self.ranks.share(every)
+
+        def mine() -> tuple[tuple[Tensor, Tensor], Remarks]:
+            return curvatures(self.classifier, images, self.progress, seed, share), images.remarks(share)
+
+        parts = self.ranks.together(mine)
+        merge_remarks(images, [remarks for _, remarks in parts], len(every), every)
+        indices, scores = (torch.cat(column) for column in zip(*(found for found, _ in parts), strict=True))
+        order = indices.argsort()
+        return indices[order], scores[order]
 
     def _copies_of_validation(self, indices: Sequence[int]) -> frozenset[int]:
         """Those of these training images that have the content of a validation image."""
@@ -309,6 +334,7 @@ class Session(ModelAndData):
                     samples=samples.digest,
                     progress=self.progress,
                     all_rows=self.settings.all_rows,
+                    ranks=self.ranks,
                 ),
                 origin=self._origin,
             ),
@@ -358,17 +384,6 @@ class Session(ModelAndData):
             skip_layers=settings.skip_layers,
             keep_classifier=settings.keep_classifier,
         )
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """The versions of what decodes images, builds networks and computes."""
-    found = {"torch": str(torch.__version__)}
-    for package in ("timm", "torchvision", "pillow", "numpy"):
-        # What was put on the path by hand has no version that is known.
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -116,9 +116,9 @@ def test_other_versions_of_what_computes_make_everything_anew(
     project: Project, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     selected(project, project.data, tmp_path / "cache")
-    versions = session_module._versions()
+    versions = session_module.library_versions()
     assert package in versions
-    monkeypatch.setattr(session_module, "_versions", lambda: {**versions, package: "0.0"})
+    monkeypatch.setattr(session_module, "library_versions", lambda: {**versions, package: "0.0"})
     _, said = selected(project, project.data, tmp_path / "cache")
     assert "from the cache" not in said
 

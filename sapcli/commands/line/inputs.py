@@ -19,6 +19,9 @@ from sapcli.datasets.images import Images
 from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
+from sapcli.machine.parallel.joining import join
+from sapcli.machine.parallel.membership import is_first
+from sapcli.machine.parallel.shared_cache import SharedCache
 from sapcli.machine.reading import read_input
 from sapcli.machine.results import descriptor_of
 from sapcli.repairs.selection import TrustedSet, parse_trusted
@@ -50,8 +53,9 @@ class Inputs:
     def terminal(self) -> console.Terminal:
         """Where the run tells what it does: people on stderr, and programs on the descriptor that they asked for."""
         descriptor = self.run.progress_json
-        events = None if descriptor is None else Events(descriptor_of(descriptor))
-        terminal = console.Terminal(self.run.quiet, events)
+        first = is_first()
+        events = None if descriptor is None or not first else Events(descriptor_of(descriptor))
+        terminal = console.Terminal(self.run.quiet or not first, events)
         note_settings(terminal, self.run.settings)
         return terminal
 
@@ -83,13 +87,17 @@ class Inputs:
         if self.images.suggest_class_map is not None:
             check_writable(self.images.suggest_class_map, False, "--suggest-class-map")
         settings = self.run.to_settings(self.images.strict_images, self.all_rows)
+        ranks = join(settings.device)
+        alone = ranks.world == 1
+        folder = self.run.cache_dir
         return Session(
             open_checkpoint(self.checkpoint),
             self.images.to_source(self.data, validation),
             settings,
             terminal,
-            Cache(self.run.cache_dir, terminal),
+            Cache(folder, terminal) if alone else SharedCache(folder, terminal, ranks),
             self.model.to_source(),
+            ranks=ranks,
         )
 
 

@@ -12,6 +12,7 @@ import typer
 from sapcli.commands.line import completion
 from sapcli.commands.line.parsing import finite, parse_input_size, parse_numbers
 from sapcli.commands.line.settings_file import NO_SETTINGS, UsedSettings
+from sapcli.machine.parallel.membership import local_world_size
 from sapcli.settings import (
     DataSource,
     Exif,
@@ -300,6 +301,6 @@ class RunOptions:
 
 
 def _cores() -> int:
-    """The number of cores that this process may use, at most 16."""
+    """The number of cores that this process may use, at most 16; processes of one run share a machine's."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 16)
+    return min(max(available // local_world_size(), 1), 16)
