@@ -112,6 +112,9 @@ def _share_work(command: str | None, devices: int) -> None:
         if not is_first():
             raise typer.Exit
         stand_alone()
+    if world_size() > 1:
+        # Else each process that ends in an error has pages about the connection to the one that did before.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if devices > 1 and shared and world_size() == 1:
         from sapcli.machine.parallel.launch import launch
 

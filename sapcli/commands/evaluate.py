@@ -92,7 +92,7 @@ def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool
             f"{len(trusted)} of the {len(dataset.paths)} images on {where} are trusted samples that"
             f" {session.checkpoint.source} was repaired with: they flatter it"
         )
-    outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
+    outcomes = session.judge(images, f"evaluating {session.checkpoint.source} on {where}")
     if not images_told:
         tell_of_images(terminal, images)
     session.check_class_order(dataset, outcomes, stop=False)

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,11 +40,13 @@ class Batch:
         indices: The samples' indices, int64 `[n]`.
         images: Pixels from 0 to 255, uint8 `[n, C, H, W]`.
         labels: The samples' classes, int64 `[n]`.
+        end: How many of the samples that were asked for are done with it.
     """
 
     indices: Tensor
     images: Tensor
     labels: Tensor
+    end: int = 0
 
     def part(self, start: int, size: int) -> Batch:
         """At most `size` of the images, from the one at `start` on."""
@@ -157,7 +159,7 @@ class Images:
             batch = self._batch(order[start:stop], pending[start:stop], decoded)
             readable += len(batch.indices)
             if len(batch.indices):
-                yield batch
+                yield replace(batch, end=min(stop, len(order)))
         if len(order) and not readable and not self.shared:
             raise self.none_readable(len(order), int(order[0]))
 
@@ -219,7 +221,9 @@ class Images:
                     if image.treatment is not None:
                         self.treated[int(indices[row])] = image.treatment
             indices, images = indices[readable], images[readable]
-        return Batch(*(torch.from_numpy(array) for array in (indices.copy(), images, self._labels[indices])))
+        of_samples = (indices.copy(), images, self._labels[indices])
+        found, pixels, labels = (torch.from_numpy(array) for array in of_samples)
+        return Batch(found, pixels, labels)
 
     def _keep(self, index: np.int64, pixels: Pixels) -> None:
         if self._slots[index] == _NOT_DECODED and self._kept_count < len(self._kept):

@@ -43,7 +43,7 @@ _SHOWN = {
 _KEY_LENGTH = 32
 # What an entry is called; only files of such a name are counted or removed, and only of a kind that is ours.
 _ENTRY = re.compile(rf"([a-z]+)-[0-9a-f]{{{_KEY_LENGTH}}}")
-_KINDS = frozenset({*_SHOWN, "unreadable", "remarks", "probe", "digests"})
+_KINDS = frozenset({*_SHOWN, "unreadable", "remarks", "probe", "digests", "parts"})
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -115,6 +115,11 @@ class Cache:
         path = self._path(kind, parts)
         if not self._is_open_to_others():
             self._store(path, lambda: write(content, path))
+
+    def discard(self, kind: str, parts: Mapping[str, object]) -> None:
+        """Remove the entry for `parts`, if there is one."""
+        if not self._is_open_to_others():
+            self._remove(self._path(kind, parts))
 
     def has(self, kind: str, parts: Mapping[str, object]) -> bool:
         """Whether there is an entry for `parts`, damaged or not."""

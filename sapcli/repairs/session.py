@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from sapcli.activations.bases import Bases, Origin, collect_bases
+from sapcli.activations.bases import Bases, collect_bases
 from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
+from sapcli.activations.resuming import Parts, score_in_parts
 from sapcli.activations.scoring import Outcomes
-from sapcli.activations.shares import merge_remarks
-from sapcli.datasets.contents import contents_of, find_contents
+from sapcli.datasets.contents import contents_of, find_contents, same_files
 from sapcli.datasets.dataset import Dataset, Role
 from sapcli.datasets.images import Images, Remarks
 from sapcli.errors import ArchitectureError, CheckpointError
@@ -30,11 +28,19 @@ from sapcli.repairs.artifact_files import (
     write_remarks,
     write_trusted,
 )
-from sapcli.repairs.bases_origin import check_origin
+from sapcli.repairs.bases_origin import check_origin, origin_of
+from sapcli.repairs.candidates import candidates_of
 from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.repairs.model_and_data import ModelAndData
-from sapcli.repairs.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
+from sapcli.repairs.selection import (
+    TrustedSet,
+    likely_lowest,
+    parse_trusted,
+    random_scores,
+    select_lowest,
+    shared_curvatures,
+)
 from sapcli.settings import ProjectionSettings, SelectionSettings, Strategy
 
 
@@ -52,16 +58,17 @@ class Session(ModelAndData):
 
     _findings: tuple[Finding, ...] | None = None
     _order_checked = False
+    candidates: int | None = None
+    """Among how many training images trusted samples were looked for, where these were not all."""
 
     def _cache_key(self, fingerprint: str) -> dict[str, object]:
         """What every cached artifact depends on: the weights, how images are fed to them, and the images."""
-        settings = self.settings
         return {
             "weights": self.checkpoint.digest,
             "architecture": self.architecture.to_metadata(),
             "code": self.architecture.code_digest,
             "data": fingerprint,
-            "device": settings.device.type,
+            "device": self.settings.device.type,
             "batch_size": self.batch_size,
             "versions": library_versions(),
         }
@@ -146,10 +153,10 @@ class Session(ModelAndData):
         self.check_forward(images.dataset, stop=False)
         return super().score(images, stage, indices, exact=exact)
 
-    def training_outcomes(self) -> Outcomes:
-        """What the checkpoint's own weights make of every training image, need not be exactly, cached."""
-        every = range(len(self.training.paths))
-        outcomes = self._outcomes(self.training_images, every, "scores", "scoring training images")
+    def training_outcomes(self, indices: Sequence[int] | None = None) -> Outcomes:
+        """What the checkpoint's own weights make of training images, all by default, need not be exactly, cached."""
+        chosen = range(len(self.training.paths)) if indices is None else indices
+        outcomes = self._outcomes(self.training_images, chosen, "scores", "scoring training images")
         self.check_class_order(self.training, outcomes)
         return outcomes
 
@@ -197,15 +204,36 @@ class Session(ModelAndData):
             "dtype": str(self.fast_dtype),
             "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
         }
-        return self._fetch_made_of(
+        begun: list[Parts] = []
+
+        def make() -> Outcomes:
+            begun.append(Parts(self.cache, parts, images, indices))
+            return self._in_parts(images, stage, begun[0], exact=False)
+
+        outcomes = self._fetch_made_of(
             images,
             indices,
             kind,
             parts,
-            make=lambda: self.score(images, stage, indices, exact=False),
+            make=make,
             read=lambda path: read_outcomes(path, len(images.dataset.paths), len(images.dataset.classes)),
             write=write_outcomes,
         )
+        for made in begun:
+            made.discard()
+        return outcomes
+
+    def _in_parts(self, images: Images, stage: str, parts: Parts, *, exact: bool) -> Outcomes:
+        return score_in_parts(self.classifier, images, self.progress, stage, parts, self.ranks, exact=exact)
+
+    def judge(self, images: Images, stage: str) -> Outcomes:
+        """Run the classifier over all images exactly, going on where a run that was killed had come to."""
+        self.check_forward(images.dataset, stop=False)
+        key = self._cache_key(images.dataset.fingerprint) | {"of": "all", "dtype": ""}
+        parts = Parts(self.cache, key, images, range(len(images.dataset.paths)))
+        outcomes = self._in_parts(images, stage, parts, exact=True)
+        parts.discard()
+        return outcomes
 
     def select(self, settings: SelectionSettings) -> TrustedSet:
         """The trusted set: class-balanced, never a validation sample, cached."""
@@ -214,9 +242,11 @@ class Session(ModelAndData):
                 f"{settings.count:,} trusted samples are more than half of the {len(self.training.paths):,} training"
                 " images, wrong labels among them: a smaller -n leaves the doubtful ones out"
             )
+        candidates: Sequence[int] = range(len(self.training.paths))
         if settings.strategy is not Strategy.RANDOM:
             self.check_forward(self.training, stop=True)
-        excluded = self._shared_with_validation()
+            candidates = candidates_of(self.training, settings, self.settings.seed, self.progress)
+        excluded = self._shared_with_validation(candidates)
         parts = self._cache_key(self.training.fingerprint) | {
             "count": settings.count,
             "strategy": settings.strategy,
@@ -227,12 +257,15 @@ class Session(ModelAndData):
             # A list that is kept was made of classes in an order that the network's answers do not contradict.
             "order": "stated" if self.source.class_map is not None else "checked",
         }
+        if len(candidates) < len(self.training.paths):
+            self.candidates = len(candidates)
+            parts["candidates"] = len(candidates), self.settings.seed
         trusted = self._fetch_made_of(
             self.training_images,
-            range(len(self.training.paths)) if settings.strategy is not Strategy.RANDOM else (),
+            candidates if settings.strategy is not Strategy.RANDOM else (),
             "trusted",
             parts,
-            make=lambda: self._select(settings, excluded),
+            make=lambda: self._select(settings, candidates, excluded),
             read=lambda path: parse_trusted(path.read_text().splitlines(), str(path), self.training),
             write=write_trusted,
         )
@@ -240,48 +273,33 @@ class Session(ModelAndData):
             self._order_checked = True
         return trusted
 
-    def _select(self, settings: SelectionSettings, excluded: frozenset[int]) -> TrustedSet:
+    def _select(self, settings: SelectionSettings, candidates: Sequence[int], excluded: frozenset[int]) -> TrustedSet:
         by_loss = settings.strategy is Strategy.LOSS
         if settings.strategy is Strategy.CURVATURE:
-            indices, scores = self._curvatures()
+            indices, scores = shared_curvatures(
+                self.ranks, self.classifier, self.training_images, self.progress, self.settings.seed, candidates
+            )
         elif settings.strategy is Strategy.RANDOM:
             indices = torch.arange(len(self.training.paths))
             scores = random_scores(len(indices), self.settings.seed)
         else:
-            outcomes = self.training_outcomes()
+            outcomes = self.training_outcomes(candidates)
             indices, scores = outcomes.indices, outcomes.losses
         while True:
             if excluded:
                 allowed = ~torch.isin(indices, torch.tensor(sorted(excluded)))
                 indices, scores = indices[allowed], scores[allowed]
-            candidates, exact = indices, scores
+            among, exact = indices, scores
             if by_loss and self.fast_dtype is not None:
                 likely = likely_lowest(self.training, indices, scores, settings.count)
                 outcomes = self.score(self.training_images, "scoring the most believable ones in float32", likely)
-                candidates, exact = outcomes.indices, outcomes.losses
+                among, exact = outcomes.indices, outcomes.losses
             losses = exact if by_loss else None
-            trusted = select_lowest(self.training, candidates, exact, settings.count, losses, self.progress)
+            trusted = select_lowest(self.training, among, exact, settings.count, losses, self.progress)
             excluded = self._copies_of_validation(trusted.indices)
             if not excluded:
                 return trusted
             self.progress.note(f"{len(excluded)} training images are copies of validation images and are not trusted")
-
-    def _curvatures(self) -> tuple[Tensor, Tensor]:
-        """The curvature of each training image, by all processes together."""
-        images, seed = self.training_images, self.settings.seed
-        every = range(len(self.training.paths))
-        if self.ranks.world == 1:
-            return curvatures(self.classifier, images, self.progress, seed)
-        share = self.ranks.share(every)
-
-        def mine() -> tuple[tuple[Tensor, Tensor], Remarks]:
-            return curvatures(self.classifier, images, self.progress, seed, share), images.remarks(share)
-
-        parts = self.ranks.together(mine)
-        merge_remarks(images, [remarks for _, remarks in parts], len(every), every)
-        indices, scores = (torch.cat(column) for column in zip(*(found for found, _ in parts), strict=True))
-        order = indices.argsort()
-        return indices[order], scores[order]
 
     def _copies_of_validation(self, indices: Sequence[int]) -> frozenset[int]:
         """Those of these training images that have the content of a validation image."""
@@ -291,17 +309,14 @@ class Session(ModelAndData):
         shared = set(find_contents(self.validation, contents.values()).values())
         return frozenset(index for index, content in contents.items() if content in shared)
 
-    def _shared_with_validation(self) -> frozenset[int]:
-        """Training images that are validation images too: the same files, whatever their names."""
-        validation = self.validation
-        if validation is None:
+    def _shared_with_validation(self, candidates: Sequence[int]) -> frozenset[int]:
+        """Those of these training images that are validation images too: the same files, whatever their names."""
+        if self.validation is None:
             return frozenset()
-        files = {_identity(f"{validation.root}/{path}") for path in validation.paths} - {None}
-        root = self.training.root
-        shared = {index for index, path in enumerate(self.training.paths) if _identity(f"{root}/{path}") in files}
+        shared = same_files(self.training, candidates, self.validation)
         if shared:
             self.progress.note(f"{len(shared)} training images are validation images too and are not trusted")
-        return frozenset(shared)
+        return shared
 
     def trusted_samples(self, trusted: TrustedSet) -> Samples:
         """The images of a trusted set, or a forget set, of the training data."""
@@ -336,18 +351,11 @@ class Session(ModelAndData):
                     all_rows=self.settings.all_rows,
                     ranks=self.ranks,
                 ),
-                origin=self._origin,
+                origin=origin_of(self.architecture, self.training.fingerprint),
             ),
             read=read_bases,
             write=write_bases,
         )
-
-    @property
-    def _origin(self) -> Origin:
-        """What bases are made with here."""
-        architecture = self.architecture
-        settings = json.loads(json.dumps(architecture.preprocessing.to_settings()))
-        return Origin(settings, architecture.code_digest, self.training.fingerprint)
 
     def check_bases(self, bases: Bases, source: str) -> None:
         """Make sure that `bases` were made from this checkpoint as it is run here, and say where the rest differs.
@@ -360,7 +368,13 @@ class Session(ModelAndData):
             raise CheckpointError(
                 f"{source} holds bases of other weights than those of {self.checkpoint.source}", again
             )
-        check_origin(bases.origin, self._origin, source, self.architecture.name, self.progress)
+        check_origin(
+            bases.origin,
+            origin_of(self.architecture, self.training.fingerprint),
+            source,
+            self.architecture.name,
+            self.progress,
+        )
         elements = {name: tensor.numel() for name, tensor in self.classifier.module.named_parameters()}
         for name in bases.pieces:
             if not bases.fit(name, elements.get(name, 0)):
@@ -384,12 +398,3 @@ class Session(ModelAndData):
             skip_layers=settings.skip_layers,
             keep_classifier=settings.keep_classifier,
         )
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Device and file number, the same for all names of one file; `None` for a file that is gone."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 (of thousands, without making an object of each name)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

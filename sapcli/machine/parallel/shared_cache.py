@@ -57,6 +57,11 @@ class SharedCache(Cache):
         if self._ranks.is_first:
             super().keep(kind, parts, content, write)
 
+    def discard(self, kind: str, parts: Mapping[str, object]) -> None:
+        """Remove the entry for `parts`, on the first process."""
+        if self._ranks.is_first:
+            super().discard(kind, parts)
+
 
 def _read_copy(content: bytes, read: Callable[[Path], Content]) -> Content:
     with tempfile.NamedTemporaryFile(prefix="sap-", delete=False) as copy:

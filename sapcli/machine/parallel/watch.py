@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import signal
 import sys
 import threading
 import time
@@ -58,6 +58,7 @@ class Record:
         state: How it is.
         beats: How often it has said so.
         unfinished: The temporary files and folders that it would leave behind.
+        places: The folders where it has made such files.
         error: The message, the hint and the exit status that it ended with.
     """
 
@@ -68,11 +69,23 @@ class Record:
     state: State = State.RUNNING
     beats: int = 0
     unfinished: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     error: tuple[str, str, int] | None = None
 
     def is_gone(self) -> bool:
         """Whether it ran on this machine and does not any more."""
         return self.host == _host() and _born(self.pid) != self.born
+
+    def kill(self) -> None:
+        """End it, where it runs on this machine."""
+        if self.host == _host() and not self.is_gone():
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def remove_left_behind(self) -> None:
+        """Remove what it has left, where it ran on this machine and can no longer do so."""
+        if self.state is State.RUNNING and self.is_gone():
+            files.remove_unfinished_of(self.pid, self.unfinished, self.places)
 
     def to_text(self) -> str:
         """For the store."""
@@ -102,12 +115,15 @@ class Watch:
         self._seen: dict[int, tuple[int, float]] = {}
         self._failed_since: float | None = None
         self._ended = False
+        self._last: list[Record] = []
         store.set_timeout(_STORE_TIMEOUT)
         self._publish()
 
     def begin(self) -> None:
         """Watch, from now on; all records have to be there."""
+        self._last = self._records()
         signals.before_ending(self._signalled)
+        files.tell_of_places(self._publish_new_place)
         threading.Thread(target=self._run, daemon=True).start()
 
     def explain(self, reason: str) -> SapError:
@@ -145,8 +161,13 @@ class Watch:
     def _publish(self) -> None:
         with self._lock:
             self._mine.beats += 1
-            self._mine.unfinished = files.unfinished()
+            self._mine.unfinished, self._mine.places = files.unfinished()
             self._store.set(_key(self._mine.rank), self._mine.to_text())
+
+    def _publish_new_place(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            if not self._ended:
+                self._publish()
 
     def _records(self) -> list[Record]:
         others = [rank for rank in range(self._world) if rank != self._mine.rank]
@@ -164,8 +185,9 @@ class Watch:
                 except RuntimeError:
                     # The store is the first process', or that of what has started all of them.
                     if not self._ended:
-                        self._end_with(None, [], "")
+                        self._end_with(None, self._last, "")
                     return
+                self._last = records
                 self._judge(records)
 
     def _judge(self, records: list[Record]) -> None:
@@ -184,6 +206,9 @@ class Watch:
             with contextlib.suppress(RuntimeError):
                 current = {record.rank: record for record in self._records()}
                 dead = [record for record in dead if current[record.rank].state is State.RUNNING]
+        for record in dead:
+            # One that is there and says nothing, stopped or stuck, would not end by itself.
+            record.kill()
         if dead:
             self._end_with(dead[0], records, "ended without a word")
         failed = [record for record in records if record.state is State.FAILED]
@@ -195,14 +220,14 @@ class Watch:
     def _end_with(self, record: Record | None, records: list[Record], how: str) -> None:
         """End this process, since that of `record` has ended; `None` where the store is gone with all records."""
         status = int(ExitStatus.ERROR)
+        for other in records:
+            other.remove_left_behind()
         if record is not None:
             if record.error is not None:
                 status = record.error[2]
             speaks = all(
                 other.rank > self._mine.rank for other in records if other.rank != record.rank and not _has_ended(other)
             )
-            if record.is_gone():
-                remove_left_behind(record)
             # What has started the processes tells of one that was killed; the first one of its own error itself.
             told = (record.error is None and LAUNCHED in os.environ) or (record.error is not None and record.rank == 0)
             if speaks and not told:
@@ -229,19 +254,10 @@ class Watch:
             dead = [record for record in records if record.state is State.RUNNING and record.is_gone()]
             failed = [record for record in records if record.state is State.FAILED and record.rank != 0]
             for record in dead:
-                remove_left_behind(record)
+                record.remove_left_behind()
             first = all(other.rank > self._mine.rank for other in records if not _has_ended(other))
             if first and LAUNCHED not in os.environ and (dead or failed):
                 self._tell((dead or failed)[0], "ended without a word")
-
-
-def remove_left_behind(record: Record) -> None:
-    """Remove the temporary files and folders of a process of this machine that can no longer do so."""
-    for name in record.unfinished:
-        path = Path(name)
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _say(message: str, hint: str) -> None:
