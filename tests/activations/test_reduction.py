@@ -84,7 +84,8 @@ def bases_of_ranks(module: nn.Module, images: Tensor, size: int, world: int) -> 
                     batch = positions[start : start + size]
                     moments.forward(images[batch], batch[0])
         moments.reduce(torch.device("cpu"), ranks)
-        found[rank] = (moments.shared_pieces(torch.device("cpu"), SilentProgress(), ranks), moments.skipped(), ranks)
+        skipped = moments.skipped()
+        found[rank] = (moments.shared_pieces(torch.device("cpu"), SilentProgress(), ranks), skipped, ranks)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -111,7 +112,7 @@ def test_the_bases_are_those_of_one_process(world: int) -> None:
     with alone.capture:
         for start in range(0, 30, 4):
             alone.forward(images[start : start + 4])
-    expected, skipped = alone.pieces(SilentProgress()), alone.skipped()
+    skipped, expected = alone.skipped(), alone.pieces(SilentProgress())
     found = bases_of_ranks(module, images, 4, world)
     for pieces, left_out, ranks in found:
         assert list(pieces) == list(expected)
