@@ -31,21 +31,25 @@ class Threads(Ranks):
         return found
 
     def together(self, work: Callable[[], Any]) -> list[Any]:
+        """What every rank made."""
         return self._exchange(work())
 
     def reduce(self, tensor: Tensor, owner: int, what: str) -> None:
+        """The sum, in the owner's."""
         self.moved[what] += tensor.nbytes
         parts = self._exchange(tensor.clone())
         if self.rank == owner:
             tensor.copy_(torch.stack(parts).sum(dim=0))
 
     def gather(self, tensor: Tensor, owner: int, counts: Sequence[int], what: str) -> list[Tensor] | None:
+        """All, for the owner."""
         self.moved[what] += tensor.nbytes
         parts = self._exchange(tensor)
         assert [part.shape[1] for part in parts] == list(counts)
         return parts if self.rank == owner else None
 
     def broadcast(self, tensor: Tensor, owner: int, what: str) -> None:
+        """The owner's."""
         self.moved[what] += tensor.nbytes
         tensor.copy_(self._exchange(tensor.clone())[owner])
 
@@ -61,6 +65,7 @@ class Network(nn.Module):
         self.expert = nn.Linear(6, 3)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
         hidden = self.twice(self.twice(self.wide(torch.relu(self.conv(images)).flatten(1))).relu())
         if bool((images[:, 0, 0, 0] > 0.5).any()):
             hidden[:, :3] += self.expert(hidden)

@@ -84,7 +84,9 @@ def test_two_processes_give_what_one_gives(project: Project) -> None:
     assert not torch.equal(one["0.weight"], original["0.weight"])
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
-    trusted = [next((project.folder / name).glob("trusted-" + "?" * 32)).read_bytes() for name in ("cache-1", "cache-2")]
+    trusted = [
+        next((project.folder / name).glob("trusted-" + "?" * 32)).read_bytes() for name in ("cache-1", "cache-2")
+    ]
     assert trusted[0] == trusted[1]
     assert json.loads((project.folder / "two.json").read_text())["search"]["alpha"] is not None
 
@@ -115,9 +117,21 @@ def test_the_other_commands_with_two_processes(project: Project) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_all(project: Project, rank: int) -> None:
     cache = project.folder / f"killed-{rank}"
+    command = [sys.executable, "-P", "-m", "sapcli", "--devices", "2", "select", "model.safetensors", "data"]
+    options = [
+        "-n",
+        "30",
+        "--arch",
+        "slow.py:slow",
+        "--batch-size",
+        "4",
+        "--cache-dir",
+        str(cache),
+        "-o",
+        "never.jsonl",
+    ]
     run = subprocess.Popen(
-        [sys.executable, "-P", "-m", "sapcli", "--devices", "2", "select", "model.safetensors", "data", "-n", "30"]
-        + ["--arch", "slow.py:slow", "--batch-size", "4", "--cache-dir", str(cache), "-o", "never.jsonl"],
+        [*command, *options],
         cwd=project.folder,
         env=environment(project.folder),
         stderr=subprocess.PIPE,
