@@ -131,7 +131,7 @@ def test_a_process_that_dies_ends_all(project: Project, rank: int) -> None:
         "never.jsonl",
     ]
     run = subprocess.Popen(
-        [*command, *options],
+        [*command, *options, "-o", "never.jsonl"],
         cwd=project.folder,
         env=environment(project.folder),
         stderr=subprocess.PIPE,
