@@ -11,7 +11,7 @@ from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
 from sapcli.commands.line.output_check import Reads
-from sapcli.commands.line.outputs import STDIO, check_writable
+from sapcli.commands.line.outputs import STDIO, check_writable, one_stdin
 from sapcli.commands.line.settings_file import UsedSettings
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.decoding import Scaling, longest_side
@@ -86,6 +86,7 @@ class Inputs:
         """The session that the inputs ask for; opens the checkpoint."""
         if self.images.suggest_class_map is not None:
             check_writable(self.images.suggest_class_map, False, "--suggest-class-map")
+        one_stdin(CHECKPOINT=self.checkpoint)
         settings = self.run.to_settings(self.images.strict_images, self.all_rows)
         ranks = join(settings.device)
         alone = ranks.world == 1
