@@ -96,6 +96,17 @@ class SuspectsFormat(StrEnum):
     PATHS = "paths"
 
 
+class NoiseKind(StrEnum):
+    """How labels become wrong that are made so on purpose."""
+
+    SYMMETRIC = "symmetric"
+    """Any other class."""
+    ASYMMETRIC = "asymmetric"
+    """Classes are taken for one that looks alike."""
+    HIERARCHICAL = "hierarchical"
+    """Another class of the same group."""
+
+
 class LabelForm(StrEnum):
     """How corrected labels are written: a label file, or class folders of symbolic links to the images."""
 
