@@ -1,4 +1,7 @@
-"""Other ways to repair a trained network, for comparison. Each takes the network and returns it changed, in eval mode."""
+"""Other ways to repair a trained network, for comparison.
+
+Each takes the network and returns it changed, in eval mode.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from benchmarks.study.training import Recipe, accuracy, normalised, train
 
@@ -47,7 +50,7 @@ def _fisher(network: nn.Module, images: Tensor, labels: Tensor, device: torch.de
     parameters = dict(network.named_parameters())
 
     def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(network, values, (image[None],)), label[None])
+        return functional.cross_entropy(torch.func.functional_call(network, values, (image[None],)), label[None])
 
     squares = [torch.zeros_like(value) for value in parameters.values()]
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
@@ -79,7 +82,7 @@ def scrub(
         for images, labels in _batches(retain, generator, device):
             shown = normalised(images, student)
             answers = student(shown)
-            _descend(optimiser, F.cross_entropy(answers, labels) + _divergence(answers, teacher(shown)))
+            _descend(optimiser, functional.cross_entropy(answers, labels) + _divergence(answers, teacher(shown)))
         rounds.append((accuracy(student, *validation, device), round_, copy.deepcopy(student)))
     return max(rounds, key=lambda candidate: candidate[:2])[2]
 
@@ -90,7 +93,9 @@ def _batches(data: Images, generator: torch.Generator, device: torch.device) -> 
 
 
 def _divergence(answers: Tensor, reference: Tensor) -> Tensor:
-    return F.kl_div(answers.log_softmax(1), reference.detach().log_softmax(1), reduction="batchmean", log_target=True)
+    return functional.kl_div(
+        answers.log_softmax(1), reference.detach().log_softmax(1), reduction="batchmean", log_target=True
+    )
 
 
 def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from sklearn.metrics import roc_auc_score
-from torch.nn import functional as F
+from torch.nn import functional
 
-from benchmarks.study.cells import PRESETS, Cell
+from benchmarks.study.cells import Cell, Preset
 from benchmarks.study.methods import METHODS, Method, run
 from benchmarks.study.pictures import open_pictures
 from benchmarks.study.tasks import Task
@@ -29,16 +29,21 @@ RESULT = "result.json"
 
 
 def run_cell(
-    cell: Cell, preset: str, folder: Path, device: torch.device, methods: Sequence[Method] = METHODS
+    cell: Cell, preset: Preset, folder: Path, device: torch.device, methods: Sequence[Method] = METHODS
 ) -> dict[str, Any]:
     """Train a cell's network, run every method on it that has no result yet, and measure what comes out.
 
     A method that fails leaves the error in its place and the others run.
     """
-    task = Task.of(cell, PRESETS[preset], open_pictures(PRESETS[preset].source, folder), folder / cell.name, device)
+    task = Task.of(cell, preset, open_pictures(preset.source, folder), folder / cell.name, device)
     file = task.folder / RESULT
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"methods": {}}
-    result |= {"cell": asdict(cell), "preset": preset, "wrong labels": round(float(task.wrong.float().mean()), 4)}
+    result |= {
+        "cell": asdict(cell),
+        "epochs": preset.epochs,
+        "images": preset.images,
+        "wrong labels": round(float(task.wrong.float().mean()), 4),
+    }
     result |= {"device": _described(device), "torch": torch.__version__, "sap": __version__}
     if not task.checkpoint.exists():
         started = time.perf_counter()
@@ -73,7 +78,7 @@ def _measured(method: Method, task: Task) -> dict[str, float]:
         "seconds": round(seconds, 1),
     }
     if task.wrong.any():
-        losses = F.cross_entropy(trained, given, reduction="none")
+        losses = functional.cross_entropy(trained, given, reduction="none")
         found["area of suspects"] = round(float(roc_auc_score(task.wrong.numpy(), losses.numpy())), 4)
     if not method.is_ours:
         weights.unlink()
@@ -89,21 +94,26 @@ def _described(device: torch.device) -> str:
 
 
 def run_side_by_side(
-    cells: Sequence[Cell], preset: str, folder: Path, device: str, jobs: int, seconds: float, more: Sequence[str] = ()
+    cells: Sequence[Cell], preset: Preset, folder: Path, arguments: Sequence[str], jobs: int, seconds: float
 ) -> None:
-    """Run every cell in a process of its own, so many at a time; none is begun after so many seconds."""
+    """Run every cell in a process of its own, so many at a time; none is begun after so many seconds.
+
+    Args:
+        cells: In their order.
+        preset: The size of the study.
+        folder: For results and logs.
+        arguments: Of the command line of each process, but for the cell.
+        jobs: Processes at a time.
+        seconds: The limit.
+    """
     began = time.monotonic()
-    here = folder / preset
-    here.mkdir(parents=True, exist_ok=True)
-    open_pictures(PRESETS[preset].source, here)
+    open_pictures(preset.source, folder)
 
     def one(cell: Cell) -> None:
-        left = seconds - (time.monotonic() - began)
-        if left < 0:
+        if time.monotonic() - began > seconds:
             return
-        command = [sys.executable, "-m", "benchmarks.study", "--preset", preset, "--folder", str(folder)]
-        command += ["--device", device, "--only", cell.name, *more]
-        with (here / f"{cell.name}.log").open("w") as log:
+        with (folder / f"{cell.name}.log").open("w") as log:
+            command = [sys.executable, "-m", "benchmarks.study", *arguments, "--only", cell.name]
             subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
         print(f"{time.monotonic() - began:6.0f} s  {cell.name}", flush=True)
 

@@ -11,7 +11,7 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 _SAM_RADIUS = 0.1
@@ -84,10 +84,11 @@ def train(
         rate = recipe.rate or 1e-3
         optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=recipe.epochs * steps + 1, pct_start=0.2
+        optimiser, rate, total_steps=max(recipe.epochs * steps + 1, 10), pct_start=0.2
     )
     average = ModelEmaV3(network, decay=0.99) if recipe.averaged else None
-    way = _WAYS[recipe.way](network, optimiser, recipe, int(labels.max()) + 1)
+    classes = logits(network, images[:2], device).shape[1]
+    way = _WAYS[recipe.way](network, optimiser, recipe, classes)
     for epoch in range(recipe.epochs):
         network.train()
         order = torch.randperm(len(images), device=device)
@@ -112,7 +113,7 @@ def _augmented(images: Tensor, network: nn.Module, crops: bool) -> Tensor:
         flip = torch.rand(len(images), device=images.device) < 0.5
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
     if crops:
-        padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect")
+        padded = functional.pad(images.float(), (4, 4, 4, 4), mode="reflect")
         down, across = torch.randint(0, 9, (2, len(images), 1), device=images.device)
         rows = down + torch.arange(height, device=images.device)
         columns = across + torch.arange(width, device=images.device)
@@ -148,13 +149,13 @@ def _simple(criterion: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Step
 
 
 def _smoothed(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, label_smoothing=_SMOOTHING)
+    return functional.cross_entropy(logits, labels, label_smoothing=_SMOOTHING)
 
 
 def _clipped(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits of bounded norm (Wei et al., "Mitigating Memorization of Noisy Labels", ICML 2023)."""
     norm = logits.norm(dim=1, keepdim=True).clamp(min=1e-7)
-    return F.cross_entropy(torch.where(norm > _LOGIT_CLIP, logits / norm * _LOGIT_CLIP, logits), labels)
+    return functional.cross_entropy(torch.where(norm > _LOGIT_CLIP, logits / norm * _LOGIT_CLIP, logits), labels)
 
 
 def _mixup(network: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, classes: int) -> Step:
@@ -175,14 +176,14 @@ def _sam(network: nn.Module, optimiser: torch.optim.Optimizer, _recipe: Recipe, 
 
     def step(images: Tensor, labels: Tensor, _when: float) -> None:
         optimiser.zero_grad(set_to_none=True)
-        F.cross_entropy(_forward(network, images).float(), labels).backward()
+        functional.cross_entropy(_forward(network, images).float(), labels).backward()
         gradients = [parameter.grad for parameter in parameters]
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm().clamp(min=1e-12)
         moves = [gradient * (_SAM_RADIUS / norm) for gradient in gradients]
         with torch.no_grad():
             torch._foreach_add_(parameters, moves)
         optimiser.zero_grad(set_to_none=True)
-        F.cross_entropy(_forward(network, images).float(), labels).backward()
+        functional.cross_entropy(_forward(network, images).float(), labels).backward()
         with torch.no_grad():
             torch._foreach_sub_(parameters, moves)
         optimiser.step()
@@ -197,7 +198,7 @@ def _small_loss(network: nn.Module, optimiser: torch.optim.Optimizer, recipe: Re
     """
 
     def step(images: Tensor, labels: Tensor, when: float) -> None:
-        losses = F.cross_entropy(_forward(network, images).float(), labels, reduction="none")
+        losses = functional.cross_entropy(_forward(network, images).float(), labels, reduction="none")
         kept = round(len(losses) * (1 - recipe.noise * min(1.0, when / 0.3)))
         _descend(optimiser, losses.topk(kept, largest=False).values.mean())
 
@@ -205,7 +206,7 @@ def _small_loss(network: nn.Module, optimiser: torch.optim.Optimizer, recipe: Re
 
 
 _WAYS: dict[str, Callable[..., Step]] = {
-    "plain": _simple(F.cross_entropy),
+    "plain": _simple(functional.cross_entropy),
     "label-smoothing": _simple(_smoothed),
     "logit-clip": _simple(_clipped),
     "mixup": _mixup,
