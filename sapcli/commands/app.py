@@ -21,6 +21,7 @@ from sapcli.commands.line.options import (
     DataOptions,
     ModelOptions,
     OutputOptions,
+    RequireGain,
     RunOptions,
     SelectionOptions,
     Summary,
@@ -151,16 +152,7 @@ def project(
     record: RecordOptions,
     trusted: Trusted = None,
     all_rows: AllRows = False,
-    require_gain: Annotated[
-        float | None,
-        option(
-            "--require-gain",
-            panel=GATES,
-            metavar="POINTS",
-            callback=finite,
-            help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
-        ),
-    ] = None,
+    require_gain: RequireGain = None,
     dry_run: Annotated[
         bool, option("--dry-run", panel=RUN, help="Show what would be done with every weight, and how long it takes.")
     ] = False,
@@ -192,16 +184,7 @@ def polish(
     run: RunOptions,
     output: OutputOptions,
     summary: Summary = None,
-    require_gain: Annotated[
-        float | None,
-        option(
-            "--require-gain",
-            panel=GATES,
-            metavar="POINTS",
-            callback=finite,
-            help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
-        ),
-    ] = None,
+    require_gain: RequireGain = None,
 ) -> None:
     """Train a repaired model on for a few epochs, with gradients: minutes on a GPU, and better than a repair alone.
 
