@@ -36,6 +36,7 @@ class Said(SilentProgress):
         self.warnings: list[str] = []
 
     def warn(self, text: str) -> None:
+        """Keep it."""
         self.warnings.append(text)
 
 
@@ -46,6 +47,7 @@ class Stored:
         self.pixels = torch.randint(0, 256, (IMAGES, *SIZE), dtype=torch.uint8)
 
     def batches(self, order: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in that order."""
         for indices in torch.split(torch.tensor(order), size):
             yield indices, self.pixels[indices]
 
