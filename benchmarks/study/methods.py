@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from benchmarks.study import rivals
 from benchmarks.study.tasks import Task, save
 from benchmarks.study.training import Recipe, has_batchnorm, logits, train
-from sapcli import repair
-from sapcli.settings import BatchNorm
+from sapcli import polish, repair
+from sapcli.settings import BatchNorm, PolishSettings
 
 _TRUSTED_EPOCHS = 10
 
@@ -64,6 +64,23 @@ def _project(batchnorm: BatchNorm, validation: bool, name: str) -> Callable[[Tas
             cache_dir=task.folder / "cache",
         )
         return task.network(repaired.save(task.folder / f"{name}.safetensors"))
+
+    return make
+
+
+def _polish(as_given: bool, name: str) -> Callable[[Task], nn.Module]:
+    def make(task: Task) -> nn.Module:
+        polished = polish(
+            task.checkpoint,
+            task.training_file,
+            settings=PolishSettings(epochs=task.preset.polish_epochs, labels_as_given=as_given),
+            arch=task.architecture,
+            validation=task.validation_file,
+            device=str(task.device),
+            seed=task.cell.seed,
+            cache_dir=task.folder / "cache",
+        )
+        return task.network(polished.save(task.folder / f"{name}.safetensors"))
 
     return make
 
@@ -150,6 +167,8 @@ METHODS = (
     Method("SAP as published", _project(BatchNorm.KEEP, validation=True, name="as-published")),
     Method("project", _project(BatchNorm.REESTIMATE, validation=True, name="project"), is_ours=True),
     Method("project, training folder alone", _project(BatchNorm.REESTIMATE, False, name="alone"), is_ours=True),
+    Method("polish", _polish(as_given=False, name="polish"), is_ours=True),
+    Method("polish, labels as given", _polish(as_given=True, name="polish-as-given"), is_ours=True),
     Method("fine-tuned on trusted", _fine_tuned_on_trusted),
     Method("fine-tuned on all", _fine_tuned_on_all),
     Method("SSD", _ssd),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,8 @@ class Classifier:
         as_built: Whether the network runs only as it was built, neither converted nor on images whose channels lie
             together; found out when it is run.
         copies_inputs: Whether the network is given copies of its images, since it writes into them.
+        view: What `score` does to uint8 images `[n, C, H, W]` of these indices before the network sees them; as they
+            are where `None`.
     """
 
     loaded: LoadedModel
@@ -51,6 +53,7 @@ class Classifier:
     fast_dtype: torch.dtype | None = None
     as_built: bool = False
     copies_inputs: bool = False
+    view: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -238,7 +241,8 @@ def score(
 
 def _launch(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
     """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are none."""
-    logits = classifier.logits(batch.images, exact=exact)
+    images = batch.images if classifier.view is None else classifier.view(batch.images, batch.indices)
+    logits = classifier.logits(images, exact=exact)
     labels = batch.labels.to(logits.device)
     confidences = logits.softmax(dim=1).amax(dim=1)
     of_label = logits.gather(1, labels.unsqueeze(1))

@@ -299,7 +299,7 @@ def repair_rows(repair: Repair) -> list[tuple[str, str]]:
         Evidence.KNEE: f"the smallest that keeps {KNEE:.0%} of the trusted samples right",
     }[choice.evidence]
     if choice.alpha is None:
-        rows = [("result", "nothing beats the unchanged model: the weights are written as they were")]
+        rows = [("result", f"{_why_unchanged(repair)}: the weights are written as they were")]
     else:
         rows.append(("alpha", f"{choice.alpha:g}, {why}"))
         if repair.batchnorm_images:
@@ -312,6 +312,12 @@ def repair_rows(repair: Repair) -> list[tuple[str, str]]:
             ("after", f"{repair.after.top1:.2f}%, {gain.points:+.2f} points [{gain.low:+.2f}, {gain.high:+.2f}]")
         )
     return rows
+
+
+def _why_unchanged(repair: Repair) -> str:
+    if repair.comparison is not None:
+        return f"there is nothing to repair, as far as training images tell: {repair.comparison.words}"
+    return "nothing clearly beats the unchanged model"
 
 
 def _print_closing(terminal: console.Terminal, repair: Repair, rows: Sequence[tuple[str, str]], verbose: bool) -> None:

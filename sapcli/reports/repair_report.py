@@ -228,15 +228,17 @@ def _explanation(repair: Repair) -> str:
         if looks < choice.samples:
             best = f"the best of {len(choice.trials)} at a first look on {looks:,} validation images"
             return (
-                f"{chosen}: {best} does not beat the unchanged model on all {choice.samples:,}"
+                f"{chosen}: {best} does not clearly beat the unchanged model on all {choice.samples:,}"
                 if choice.alpha is None
                 else f"{chosen}: {best}, and better than the unchanged model on all {choice.samples:,}"
             )
         return (
-            f"{chosen}: nothing of {among} beats the unchanged model"
+            f"{chosen}: nothing of {among} clearly beats the unchanged model"
             if choice.alpha is None
             else (f"{chosen}, the best of {among}; the unchanged model was a candidate")
         )
+    if choice.alpha is None and repair.comparison is not None:
+        return f"{chosen}: {repair.comparison.words}"
     return (
         f"{chosen}: the smallest at which {KNEE:.0%} of the {choice.samples:,} trusted samples that the model had right"
         " stay right, for want of validation images"
@@ -245,7 +247,7 @@ def _explanation(repair: Repair) -> str:
 
 def _verdict(repair: Repair, measurement: Measurement | None) -> str:
     if not repair.changed:
-        return "Nothing that was tried beats the model as it was, so its weights were left unchanged"
+        return "Nothing that was tried clearly beats the model as it was, so its weights were left unchanged"
     if measurement is None:
         return (
             f"The model was repaired with alpha {repair.choice.alpha:g};"
