@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sapcli.activations.bases import Bases, Origin, collect_bases
 from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
-from sapcli.activations.scoring import Outcomes
+from sapcli.activations.scoring import Outcomes, logits_of
 from sapcli.datasets.contents import contents_of, find_contents
 from sapcli.datasets.dataset import Dataset, Role
 from sapcli.datasets.images import Images, Remarks
@@ -142,13 +143,13 @@ class Session(ModelAndData):
         """What the checkpoint's own weights make of every training image, need not be exactly, cached."""
         every = range(len(self.training.paths))
         outcomes = self._outcomes(self.training_images, every, "scores", "scoring training images")
-        self.check_class_order(self.training, outcomes)
+        self.check_class_order(self.training_images, outcomes)
         return outcomes
 
     def validation_outcomes(self, images: Images, indices: Sequence[int]) -> Outcomes:
         """What the checkpoint's own weights make of validation images, need not be exactly, cached."""
         outcomes = self._outcomes(images, indices, "validation", "validating the unchanged model")
-        self.check_class_order(images.dataset, outcomes)
+        self.check_class_order(images, outcomes)
         return outcomes
 
     def answers(self, images: Images, indices: Sequence[int]) -> Outcomes:
@@ -160,12 +161,12 @@ class Session(ModelAndData):
         """Whether the order of the classes was compared with the network's own answers."""
         return self._order_checked
 
-    def check_class_order(self, dataset: Dataset, outcomes: Outcomes, *, stop: bool = True) -> None:
+    def check_class_order(self, images: Images, outcomes: Outcomes, *, stop: bool = True) -> None:
         """Compare the order of the classes with the network's own answers, once in a run that stops.
 
         Args:
-            dataset: The images.
-            outcomes: What the network made of them.
+            images: The images.
+            outcomes: What the checkpoint's own weights, which the network still has, made of them.
             stop: Whether another order ends the run; it is a warning alone where a class map says the order.
 
         Raises:
@@ -175,13 +176,21 @@ class Session(ModelAndData):
             return
         self._order_checked = self._order_checked or stop
         confirm = None
-        if stop and dataset is self.training and (validation := self.validation_images) is not None:
+        if stop and images is self.training_images and (validation := self.validation_images) is not None:
             every = range(len(validation.dataset.paths))
 
             def confirm() -> Outcomes:
                 return self.validation_outcomes(validation, every)
 
-        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, confirm, stop=stop)
+        def look(indices: Sequence[int], outputs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+            stage = "looking closer at classes that are in doubt"
+            labels, logits = logits_of(
+                self.classifier, images, self.progress, stage, indices, torch.tensor(outputs, dtype=torch.int64)
+            )
+            return labels.numpy(), logits.numpy()
+
+        source = self.checkpoint.source
+        compare_order(images.dataset, outcomes, source, self.source, self.progress, look, confirm, stop=stop)
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         self.check_forward(images.dataset, stop=False)
@@ -217,7 +226,7 @@ class Session(ModelAndData):
             "excluded": sorted(excluded),
             "validation": "" if self.validation is None else self.validation.fingerprint,
             # A list that is kept was made of classes in an order that the network's answers do not contradict.
-            "order": "stated" if self.source.class_map is not None else "checked",
+            "order": "stated" if self.source.class_map is not None else "checked by logits",
         }
         trusted = self._fetch_made_of(
             self.training_images,
