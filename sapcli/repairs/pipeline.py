@@ -109,6 +109,8 @@ def _repair(
     indices = _validation_indices(session, bases)
     images = session.validation_images if indices else None
     before = None if images is None else session.validation_outcomes(images, indices)
+    if before is None:
+        session.ensure_order_checked()
     # A single alpha that is given is not counted: the stage's name tells it.
     count = advance if settings.alpha is None else lambda _done: None
     trials = Trials(session, correction, settings.importance.takes_fraction, count)

@@ -28,7 +28,7 @@ from sapcli.repairs.artifact_files import read_outcomes, read_remarks, write_out
 from sapcli.repairs.bases_origin import check_origin
 from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
-from sapcli.repairs.model_and_data import ModelAndData
+from sapcli.repairs.model_and_data import ModelAndData, some_of_each_class
 from sapcli.repairs.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
 from sapcli.settings import ProjectionSettings, SelectionSettings, Strategy
 
@@ -156,10 +156,15 @@ class Session(ModelAndData):
         """What the network makes of some images, need not be exactly, cached."""
         return self._outcomes(images, indices, "order", "finding the order of the classes")
 
-    @property
-    def is_order_checked(self) -> bool:
-        """Whether the order of the classes was compared with the network's own answers."""
-        return self._order_checked
+    def ensure_order_checked(self) -> None:
+        """Compare the order of the classes with the network's answers on some training images, unless it has been.
+
+        Raises:
+            DatasetError: Another order explains the answers far better.
+        """
+        if not self._order_checked:
+            indices = some_of_each_class(self.training)
+            self.check_class_order(self.training_images, self.answers(self.training_images, indices))
 
     def check_class_order(self, images: Images, outcomes: Outcomes, *, stop: bool = True) -> None:
         """Compare the order of the classes with the network's own answers, once in a run that stops.
@@ -217,6 +222,8 @@ class Session(ModelAndData):
             )
         if settings.strategy is not Strategy.RANDOM:
             self.check_forward(self.training, stop=True)
+        if settings.strategy is not Strategy.LOSS:
+            self.ensure_order_checked()
         excluded = self._shared_with_validation()
         parts = self._cache_key(self.training.fingerprint) | {
             "count": settings.count,

@@ -21,6 +21,8 @@ _Floats = npt.NDArray[np.float64]
 
 # An answer may be the right one that is so many times the own one, or so many deviations of chance away from it.
 _DOUBTFUL, _DEVIATIONS = 0.8, 2.0
+# Of more classes, only answers that occur are looked at.
+_ALL_PAIRS = 2000
 # Beyond so many times the usual margin a single image counts no more.
 _CLIPPED = 2.0
 
@@ -36,8 +38,12 @@ def doubtful_classes(labels: _Numbers, predictions: _Numbers, classes: int) -> _
         predictions: The output that the network answers it with, int64 `[n]`.
         classes: How many there are.
     """
-    pairs, counts = np.unique(labels * classes + predictions, return_counts=True)
-    rows, columns = np.divmod(pairs, classes)
+    if classes <= _ALL_PAIRS:
+        rows, columns = np.divmod(np.arange(classes**2), classes)
+        counts = np.bincount(labels * classes + predictions, minlength=classes**2)
+    else:
+        pairs, counts = np.unique(labels * classes + predictions, return_counts=True)
+        rows, columns = np.divmod(pairs, classes)
     own = np.zeros(classes, dtype=np.int64)
     own[rows[rows == columns]] = counts[rows == columns]
     answered = np.maximum(np.bincount(predictions, minlength=classes), 1)
@@ -45,6 +51,8 @@ def doubtful_classes(labels: _Numbers, predictions: _Numbers, classes: int) -> _
     fondness = np.minimum(answered[columns] / answered[rows], 1.0)
     wanted = _DOUBTFUL * fondness * own[rows]
     edges = (rows != columns) & (counts + _DEVIATIONS * np.sqrt(counts + wanted) >= wanted)
+    has_images = np.bincount(labels, minlength=classes) > 0
+    edges &= has_images[rows] & has_images[columns]
     while True:
         # Of a circle, every class leads to one and is led to.
         leads, is_led_to = np.zeros(classes, dtype=bool), np.zeros(classes, dtype=bool)
