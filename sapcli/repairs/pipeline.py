@@ -88,8 +88,11 @@ def run_repair(
 
     Raises:
         UsageError: Alpha is to be searched, and there is neither validation data nor a trusted set.
+        DatasetError: The classes are likely in another order.
     """
     session.check_forward(session.training, stop=True)
+    # On training images, which the network knows best: a few validation images may not tell.
+    session.ensure_order_checked()
     stage = "choosing alpha" if settings.alpha is None else f"projecting with alpha {settings.alpha:g}"
     # One stage to those who listen: what is inside it shows only while it runs.
     with session.progress.stage(stage, None, "alphas") as advance:
@@ -109,8 +112,6 @@ def _repair(
     indices = _validation_indices(session, bases)
     images = session.validation_images if indices else None
     before = None if images is None else session.validation_outcomes(images, indices)
-    if before is None:
-        session.ensure_order_checked()
     # A single alpha that is given is not counted: the stage's name tells it.
     count = advance if settings.alpha is None else lambda _done: None
     trials = Trials(session, correction, settings.importance.takes_fraction, count)
