@@ -31,7 +31,7 @@ from sapcli.settings import DataSource, ModelSource, PreprocessingOverrides, Run
 
 # So many images of a class, and of all, tell in which order the classes are.
 _ASKED_OF_A_CLASS, _ASKED = 50, 2000
-# So many images tell whether the order is right, and at least so many of a class.
+# So many images tell whether the order is right; up to `_ASKED`, at least so many of a class.
 _SOME, _SOME_OF_A_CLASS = 500, 10
 
 
@@ -290,7 +290,8 @@ def _sample_of_moved(dataset: Dataset, orders: Mapping[ClassOrder, tuple[str, ..
 def some_of_each_class(dataset: Dataset) -> list[int]:
     """Images that tell whether the classes are in the right order: evenly spaced ones of each class."""
     classes = set(dataset.labels)
-    return _evenly_spaced(dataset, classes, max(_SOME // max(len(classes), 1), _SOME_OF_A_CLASS))
+    each = max(_SOME // max(len(classes), 1), _SOME_OF_A_CLASS)
+    return _evenly_spaced(dataset, classes, max(min(each, _ASKED // max(len(classes), 1)), 1))
 
 
 def _evenly_spaced(dataset: Dataset, classes: Collection[int], each: int) -> list[int]:

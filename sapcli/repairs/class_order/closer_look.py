@@ -19,6 +19,8 @@ Look = Callable[[Sequence[int], Sequence[int]], tuple[_Numbers, _Floats]]
 
 # So many images are looked at, or this part of all; of a class that is in doubt, at least so many.
 _IMAGES, _PART, _OF_A_CLASS = 2000, 20, 2
+# No logit counts as more than so many times the usual one.
+_CLIPPED = 100.0
 # An order that explains less of the answers is not believed for its margins: networks that know next to nothing of the
 # images, and of which all margins are small, have some of them the wrong way round.
 _EXPLAINED = 0.3
@@ -92,7 +94,14 @@ def look_closer(
         by_class[label][np.linspace(0, counts[label] - 1, min(each, counts[label])).astype(int)] for label in doubtful
     ]
     given, logits = look(sorted(indices[np.concatenate(chosen)].tolist()), doubtful.tolist())
+    return CloserLook(doubtful, np.searchsorted(doubtful, given), _within_bounds(logits))
+
+
+def _within_bounds(logits: _Floats) -> _Floats:
+    """Logits by how much they lie above the mean of their image, which none takes beyond all others."""
     finite = np.isfinite(logits)
     # A class that is ruled out is the least likely one.
     logits = np.where(finite, logits, logits.min(where=finite, initial=0.0))
-    return CloserLook(doubtful, np.searchsorted(doubtful, given), logits)
+    logits = logits - logits.mean(axis=1, keepdims=True)
+    most = _CLIPPED * float(np.median(np.abs(logits)))
+    return np.clip(logits, -most, most) if most else logits

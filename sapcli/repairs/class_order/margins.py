@@ -22,9 +22,11 @@ _Floats = npt.NDArray[np.float64]
 # An answer may be the right one that is so many times the own one, or so many deviations of chance away from it.
 _DOUBTFUL, _DEVIATIONS = 0.8, 2.0
 # Of more classes, only answers that occur are looked at.
-_ALL_PAIRS = 2000
+_ALL_PAIRS = 500
 # Beyond so many times the usual margin a single image counts no more.
 _CLIPPED = 2.0
+# An image tells at most so many times what a label that is drawn by lot does.
+_OF_A_LABEL = 2
 
 
 def doubtful_classes(labels: _Numbers, predictions: _Numbers, classes: int) -> _Numbers:
@@ -102,7 +104,8 @@ def chance_by_margins(labels: _Numbers, logits: _Floats, moved: _Numbers, output
 
     A margin is by how much the logit of the class's other output lies above that of its own. Student's t of the
     classes' means, with the degrees of freedom of Welch (Biometrika 34, 1947) and the tail of Wallace (Annals of
-    Mathematical Statistics 30, 1959).
+    Mathematical Statistics 30, 1959). Margins that are all alike are no proof beyond all bounds: an image counts at
+    most twice what it tells that its label, drawn by lot, is this one.
 
     Args:
         labels: The class of each image, as a column of `logits`, int64 `[n]`.
@@ -112,25 +115,28 @@ def chance_by_margins(labels: _Numbers, logits: _Floats, moved: _Numbers, output
     """
     among = np.isin(labels, moved)
     labels, logits = labels[among], logits[among]
+    counts = np.bincount(labels, minlength=len(outputs))[moved].astype(float)
+    if counts.min() < 2:
+        return 0.0
     # What an output is for all of these classes alike tells nothing.
     logits = logits - _means(labels, logits)[moved].mean(axis=0)
     places = np.arange(len(labels))
     margins = logits[places, outputs[labels]] - logits[places, labels]
     most = _CLIPPED * np.median(np.abs(margins))
     margins = np.clip(margins, -most, most)
-    counts = np.bincount(labels, minlength=len(outputs))[moved].astype(float)
     means = np.bincount(labels, margins, len(outputs))[moved] / counts
     squares = np.bincount(labels, margins**2, len(outputs))[moved] / counts - means**2
     mean = float(means.mean())
-    if mean <= 0 or counts.min() < 2:
+    if mean <= 0:
         return 0.0
+    rarest = -_OF_A_LABEL * len(labels) * math.log2(len(moved))
     variances = np.maximum(squares, 0) / (counts - 1)
     if not variances.any():
-        return 0.0
+        return rarest
     freedom = float(variances.sum() ** 2 / (variances**2 / (counts - 1)).sum())
     t_squared = mean**2 * len(moved) ** 2 / float(variances.sum())
     z = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t_squared / freedom))
-    return float(torch.special.log_ndtr(torch.tensor(-z, dtype=torch.float64))) / math.log(2)
+    return max(float(torch.special.log_ndtr(torch.tensor(-z, dtype=torch.float64))) / math.log(2), rarest)
 
 
 def _best_outputs(labels: _Numbers, logits: _Floats) -> _Numbers:

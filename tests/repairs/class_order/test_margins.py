@@ -23,7 +23,7 @@ def logits_of(generator: np.random.Generator, labels: Numbers, classes: int, str
 
 
 @pytest.mark.parametrize("strength", [0.6, 0.9])
-@pytest.mark.parametrize("counts", [(8, 8), (5, 40), (60, 50)])
+@pytest.mark.parametrize("counts", [(3, 9), (5, 40), (60, 50)])
 def test_the_chance_of_two_classes_is_that_of_welchs_test(strength: float, counts: tuple[int, int]) -> None:
     generator = np.random.default_rng(sum(counts))
     labels = np.repeat([0, 1], counts)
@@ -33,7 +33,8 @@ def test_the_chance_of_two_classes_is_that_of_welchs_test(strength: float, count
     expected = ttest_ind(margins[labels == 0], margins[labels == 1], equal_var=False, alternative="greater")
     assert np.abs(margins).max() < 1.7 * np.median(np.abs(margins))
     found = chance_by_margins(labels, logits, np.array([0, 1]), np.array([1, 0]))
-    assert found == pytest.approx(t.logsf(expected.statistic, expected.df) / math.log(2), rel=0.02)
+    bits = max(t.logsf(expected.statistic, expected.df) / math.log(2), -2 * len(labels))
+    assert found == pytest.approx(bits, rel=0.04)
     assert chance_by_margins(labels, logits[:, ::-1], np.array([0, 1]), np.array([1, 0])) == 0
 
 
@@ -143,3 +144,27 @@ def test_classes_that_are_ruled_out_have_finite_margins() -> None:
     found = closer.order(labels, said, ["a", "b", "c"], 1e-2)
     assert found is not None
     assert found.outputs == (1, 0, 2)
+
+
+def test_a_network_that_says_the_same_of_all_images_of_a_class() -> None:
+    labels = np.repeat(np.arange(3), 8)
+    outputs = np.array([1, 0, 2])
+    logits = np.eye(3)[outputs[labels]] * 20
+    found = chance_by_margins(labels, logits, np.array([0, 1]), outputs)
+    assert found == -32  # twice that of 16 labels by lot between two classes
+    assert chance_by_margins(labels, np.eye(3)[labels] * 20, np.array([0, 1]), outputs) == 0
+    assert exchanged_by_margins(labels, logits, 3, 1e-2) is not None
+
+
+def test_a_single_image_beyond_all_bounds_hides_nothing() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 30)
+    outputs = np.array([1, 0, 2])
+    logits = logits_of(generator, labels, 3, 3.0)[:, np.argsort(outputs)]
+    logits[5] = [1e30, -1e30, 0]
+    said = logits.argmax(1)
+    closer = look_closer(labels, said, 3, np.arange(90), lambda at, wanted: (labels[at], logits[at][:, wanted]))  # type: ignore[index, call-overload]
+    assert closer is not None
+    found = likely_order(labels, said, ["a", "b", "c"])
+    assert found is not None
+    assert closer.chance(found) < -20
