@@ -239,6 +239,37 @@ def score(
     return Outcomes(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
+def logits_of(
+    classifier: Classifier, images: Images, progress: Progress, stage: str, indices: Sequence[int], outputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the classifier in eval mode over the samples at `indices`, need not be exactly.
+
+    Args:
+        classifier: The network.
+        images: The dataset's images.
+        progress: Told of the images done.
+        stage: The stage's name.
+        indices: Which images.
+        outputs: Which of the network's outputs are wanted, int64 `[k]`.
+
+    Returns:
+        The given labels, int64 `[n]`, and float64 logits `[n, k]`, of the readable samples.
+    """
+
+    def run(batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = classifier.logits(batch.images, exact=False)
+        return batch.labels, logits[:, outputs.to(logits.device)].cpu().double()
+
+    parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, len(outputs), dtype=torch.float64))]
+    classifier.ensure_eval()
+    with progress.stage(stage, len(indices)) as advance:
+        for batch in images.batches(indices):
+            parts += in_portions(run, batch, images, progress)
+            advance(len(batch.indices))
+    labels, logits = zip(*parts, strict=True)
+    return torch.cat(labels), torch.cat(logits)
+
+
 def _launch(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
     """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are none."""
     images = batch.images if classifier.view is None else classifier.view(batch.images, batch.indices)

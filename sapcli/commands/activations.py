@@ -8,7 +8,7 @@ from typing import BinaryIO, cast
 from sapcli.activations.bases import Bases
 from sapcli.activations.bases_file import write_bases
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, note_unchecked_order, tell_of_images
+from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin, open_output
@@ -27,8 +27,8 @@ def activations(inputs: Inputs, selection: SelectionOptions, trusted: str | None
     check_outputs([("-o", destination), *inputs.writes()], reads)
     introduce(session, session.training)
     samples = TrustedSource(selection, trusted).samples(session)
+    session.ensure_order_checked()
     bases = session.bases(samples)
-    note_unchecked_order(session)
     _note_coverage(terminal, bases, inputs.run.verbose)
     tell_of_images(terminal, samples.images)
     with open_output(destination, output.force) as handle:

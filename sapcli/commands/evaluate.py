@@ -94,7 +94,7 @@ def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool
     outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
     if not images_told:
         tell_of_images(terminal, images)
-    session.check_class_order(dataset, outcomes, stop=False)
+    session.check_class_order(images, outcomes, stop=False)
     for point in guessing(outcomes.accuracy, len(dataset.classes)):
         terminal.warn(f"{session.checkpoint.source}: {point}")
     return _Evaluation(

@@ -18,7 +18,6 @@ from sapcli.commands.line.inputs import (
     TrustedSource,
     given_bases,
     introduce,
-    note_unchecked_order,
     tell_of_images,
 )
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
@@ -150,7 +149,6 @@ def _project(
     if request.projection.forget is not None:
         forget = session.bases(session.trusted_samples(trust.given(session, request.projection.forget)))
     repair, correction = run_repair(session, settings, bases, samples, forget)
-    note_unchecked_order(session)
     for images in filter(None, (session.training_images, session.validation_images)):
         tell_of_images(terminal, images)
     rows = repair_rows(repair)

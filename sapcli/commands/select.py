@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, introduce, note_unchecked_order, tell_of_images
+from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import destination_file, write_text
@@ -19,7 +19,6 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
     check_outputs([("-o", destination), *inputs.writes()], reads)
     introduce(session, session.training)
     trusted = session.select(selection.to_settings())
-    note_unchecked_order(session)
     tell_of_images(terminal, session.training_images)
     write_text(destination, trusted.to_json_lines(), output.force, is_json=True)
     if destination is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,8 @@ from sapcli.settings import DataSource, ModelSource, PreprocessingOverrides, Run
 
 # So many images of a class, and of all, tell in which order the classes are.
 _ASKED_OF_A_CLASS, _ASKED = 50, 2000
+# So many images tell whether the order is right; up to `_ASKED`, at least so many of a class.
+_SOME, _SOME_OF_A_CLASS = 500, 10
 
 
 @dataclass
@@ -282,11 +284,21 @@ def _sample_of_moved(dataset: Dataset, orders: Mapping[ClassOrder, tuple[str, ..
     """Images of the classes that are another output in one order than in another: evenly spaced ones of each class."""
     ranks = [{name: rank for rank, name in enumerate(names)} for names in orders.values()]
     moved = {label for label, name in enumerate(dataset.classes) if len({rank[name] for rank in ranks}) > 1}
-    members: dict[int, list[int]] = {label: [] for label in moved}
+    return _evenly_spaced(dataset, moved, max(min(_ASKED_OF_A_CLASS, _ASKED // len(moved)), 1))
+
+
+def some_of_each_class(dataset: Dataset) -> list[int]:
+    """Images that tell whether the classes are in the right order: evenly spaced ones of each class."""
+    classes = set(dataset.labels)
+    each = max(_SOME // max(len(classes), 1), _SOME_OF_A_CLASS)
+    return _evenly_spaced(dataset, classes, max(min(each, _ASKED // max(len(classes), 1)), 1))
+
+
+def _evenly_spaced(dataset: Dataset, classes: Collection[int], each: int) -> list[int]:
+    members: dict[int, list[int]] = {label: [] for label in classes}
     for index, label in enumerate(dataset.labels):
-        if label in moved:
+        if label in members:
             members[label].append(index)
-    each = max(min(_ASKED_OF_A_CLASS, _ASKED // len(moved)), 1)
     return sorted(index for found in members.values() for index in found[:: max(len(found) // each, 1)][:each])
 
 

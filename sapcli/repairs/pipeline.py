@@ -91,8 +91,11 @@ def run_repair(
 
     Raises:
         UsageError: Alpha is to be searched, and there is neither validation data nor a trusted set.
+        DatasetError: The classes are likely in another order.
     """
     session.check_forward(session.training, stop=True)
+    # On training images, which the network knows best: a few validation images may not tell.
+    session.ensure_order_checked()
     stage = "choosing alpha" if settings.alpha is None else f"projecting with alpha {settings.alpha:g}"
     # One stage to those who listen: what is inside it shows only while it runs.
     with session.progress.stage(stage, None, "alphas") as advance:

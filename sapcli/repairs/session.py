@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sapcli.activations.bases import Bases, Origin, collect_bases
 from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
-from sapcli.activations.scoring import Outcomes
+from sapcli.activations.scoring import Outcomes, logits_of
 from sapcli.datasets.contents import contents_of, find_contents
 from sapcli.datasets.dataset import Dataset, Role
 from sapcli.datasets.images import Images, Remarks
@@ -27,7 +28,7 @@ from sapcli.repairs.artifact_files import read_outcomes, read_remarks, write_out
 from sapcli.repairs.bases_origin import check_origin
 from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
-from sapcli.repairs.model_and_data import ModelAndData
+from sapcli.repairs.model_and_data import ModelAndData, some_of_each_class
 from sapcli.repairs.selection import TrustedSet, curvatures, likely_lowest, parse_trusted, random_scores, select_lowest
 from sapcli.settings import ProjectionSettings, SelectionSettings, Strategy
 
@@ -147,30 +148,35 @@ class Session(ModelAndData):
         """What the checkpoint's own weights make of every training image, need not be exactly, cached."""
         every = range(len(self.training.paths))
         outcomes = self._outcomes(self.training_images, every, "scores", "scoring training images")
-        self.check_class_order(self.training, outcomes)
+        self.check_class_order(self.training_images, outcomes)
         return outcomes
 
     def validation_outcomes(self, images: Images, indices: Sequence[int]) -> Outcomes:
         """What the checkpoint's own weights make of validation images, need not be exactly, cached."""
         outcomes = self._outcomes(images, indices, "validation", "validating the unchanged model")
-        self.check_class_order(images.dataset, outcomes)
+        self.check_class_order(images, outcomes)
         return outcomes
 
     def answers(self, images: Images, indices: Sequence[int]) -> Outcomes:
         """What the network makes of some images, need not be exactly, cached."""
         return self._outcomes(images, indices, "order", "finding the order of the classes")
 
-    @property
-    def is_order_checked(self) -> bool:
-        """Whether the order of the classes was compared with the network's own answers."""
-        return self._order_checked
+    def ensure_order_checked(self) -> None:
+        """Compare the order of the classes with the network's answers on some training images, unless it has been.
 
-    def check_class_order(self, dataset: Dataset, outcomes: Outcomes, *, stop: bool = True) -> None:
+        Raises:
+            DatasetError: Another order explains the answers far better.
+        """
+        if not self._order_checked:
+            indices = some_of_each_class(self.training)
+            self.check_class_order(self.training_images, self.answers(self.training_images, indices))
+
+    def check_class_order(self, images: Images, outcomes: Outcomes, *, stop: bool = True) -> None:
         """Compare the order of the classes with the network's own answers, once in a run that stops.
 
         Args:
-            dataset: The images.
-            outcomes: What the network made of them.
+            images: The images.
+            outcomes: What the checkpoint's own weights, which the network still has, made of them.
             stop: Whether another order ends the run; it is a warning alone where a class map says the order.
 
         Raises:
@@ -180,13 +186,21 @@ class Session(ModelAndData):
             return
         self._order_checked = self._order_checked or stop
         confirm = None
-        if stop and dataset is self.training and (validation := self.validation_images) is not None:
+        if stop and images is self.training_images and (validation := self.validation_images) is not None:
             every = range(len(validation.dataset.paths))
 
             def confirm() -> Outcomes:
                 return self.validation_outcomes(validation, every)
 
-        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, confirm, stop=stop)
+        def look(indices: Sequence[int], outputs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+            stage = "looking closer at classes that are in doubt"
+            labels, logits = logits_of(
+                self.classifier, images, self.progress, stage, indices, torch.tensor(outputs, dtype=torch.int64)
+            )
+            return labels.numpy(), logits.numpy()
+
+        source = self.checkpoint.source
+        compare_order(images.dataset, outcomes, source, self.source, self.progress, look, confirm, stop=stop)
 
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         self.check_forward(images.dataset, stop=False)
@@ -213,6 +227,8 @@ class Session(ModelAndData):
             )
         if settings.strategy is not Strategy.RANDOM:
             self.check_forward(self.training, stop=True)
+        if settings.strategy is not Strategy.LOSS:
+            self.ensure_order_checked()
         excluded = self._shared_with_validation()
         parts = self._cache_key(self.training.fingerprint) | {
             "count": settings.count,
@@ -222,7 +238,7 @@ class Session(ModelAndData):
             "excluded": sorted(excluded),
             "validation": "" if self.validation is None else self.validation.fingerprint,
             # A list that is kept was made of classes in an order that the network's answers do not contradict.
-            "order": "stated" if self.source.class_map is not None else "checked",
+            "order": "stated" if self.source.class_map is not None else "checked by logits",
         }
         trusted = self._fetch_made_of(
             self.training_images,

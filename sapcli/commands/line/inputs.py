@@ -123,12 +123,6 @@ def introduce(session: Session, dataset: Dataset) -> None:
         _warn_of_enlarging(session, dataset)
 
 
-def note_unchecked_order(session: Session) -> None:
-    """Say so where the run has not compared the order of the classes with the network's answers."""
-    if not session.is_order_checked:
-        session.progress.note("the order of the classes is not checked: this run compares no labels with answers")
-
-
 def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:
     """Tell of images far smaller than the network's usual input: it may have been trained on small ones."""
     _, height, width = session.architecture.preprocessing.input_size
