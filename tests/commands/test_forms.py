@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
+from support.command_line import run
 from support.digits import Trained
 from support.networks import randomise
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sapcli.checkpoints.checkpoint import Form, open_checkpoint
-from sapcli.commands.entry import run
 
 SETTINGS = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
 TIED = f"""

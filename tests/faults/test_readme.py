@@ -15,6 +15,7 @@ import torch
 import torchvision
 import yaml
 from safetensors.torch import save_file
+from support.command_line import run_process
 from support.digits import Trained
 from torch import nn
 
@@ -60,9 +61,8 @@ def run_in(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Run a shell script that finds `sap`; the number of trusted samples fits the small data."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "SAP_TRUSTED_COUNT": "60", "GITHUB_STEP_SUMMARY": "summary.md"}
-    return subprocess.run(
+    return run_process(
         ["bash", "-e", "-o", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True,
-        check=False,
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_a_shell_command_runs(folder: Path, block: str) -> None:
 
 def test_python_runs(folder: Path) -> None:
     (block,) = blocks("python")
-    ended = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False)
+    ended = run_process([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 
