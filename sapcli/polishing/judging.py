@@ -84,10 +84,10 @@ def by_signs(
         return Judgement(otherwise, f"the loss rose from {first_loss:.3f} to {last_loss:.3f}")
     believable = given.correct if repaired is None else given.correct & repaired.correct
     right = int((polished.correct & believable).sum())
-    if right < _BELIEVABLE_RIGHT * int(believable.sum()):
+    count = int(believable.sum())
+    if count and right <= _BELIEVABLE_RIGHT * count:
         return Judgement(
-            otherwise,
-            f"the polished model has {right} right of {int(believable.sum())} believable images that it was not shown",
+            otherwise, f"the polished model has {right} right of {count} believable images that it was not shown"
         )
     return Judgement(
         Result.POLISHED, "no validation images tell which model is better; nothing speaks against the polished one"
