@@ -30,7 +30,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 def test_batches_come_in_the_order_that_is_asked_for(images: Images) -> None:
     order = torch.randperm(120)[:50].tolist()
-    expected = {int(index): image for batch in images.batches() for index, image in zip(batch.indices, batch.images)}
+    (every,) = images.batches(batch_size=120)
+    expected = every.images
     found = list(Pixels(images, range(120), torch.device("cpu"), SilentProgress()).batches(order, 16))
     assert [len(indices) for indices, _ in found] == [16, 16, 16, 2]
     assert torch.cat([indices for indices, _ in found]).tolist() == order
@@ -42,9 +43,8 @@ def test_batches_come_in_the_order_that_is_asked_for(images: Images) -> None:
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_a_batch_is_made_on_the_gpu(images: Images, monkeypatch: pytest.MonkeyPatch, is_held: bool, size: str) -> None:
     order = list(range(119, 0, -3))
-    expected = torch.cat(
-        [pixels for _, pixels in Pixels(images, order, torch.device("cpu"), SilentProgress()).batches(order, 10)]
-    )
+    (every,) = images.batches(order, 120)
+    expected = every.images
     with pretended_gpu():
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 30 if is_held else 0, 1 << 31))
         pixels = Pixels(images, order, CUDA, SilentProgress())
