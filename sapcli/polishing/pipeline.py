@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, distributed
@@ -66,6 +66,8 @@ class Polish:
         outcomes_before: What the model as it was made of the validation images; `None` without any.
         outcomes_after: The same of the model that is written.
         weights: The tensors that are written in the place of the checkpoint's, by entry.
+        tensors: The same by their names in the network, and those too that the checkpoint has no place for.
+        network: Puts them into the network, and those of the checkpoint back.
         weak_points: What is to be said against the evidence.
     """
 
@@ -81,7 +83,9 @@ class Polish:
     trained: int
     held_out: int
     validation: int
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    network: Weights = field(repr=False)
     before: Metrics | None = None
     after: Metrics | None = None
     gain: Gain | None = None
@@ -166,6 +170,8 @@ class _Run:
             held_out=len(prepared.held_out),
             validation=0 if given is None else len(given),
             weights={},
+            tensors={},
+            network=self._weights,
         )
         return self._judged(polish, prepared, names, given) if self._ranks.is_first else polish
 
@@ -315,7 +321,7 @@ class _Run:
             judgement = by_signs(of_given, of_repaired, of_polished, losses[0], losses[-1])
         chosen = {Result.POLISHED: polished or {}, Result.REPAIRED: repaired, Result.UNCHANGED: {}}[judgement.result]
         self._weights.put(chosen)
-        polish = replace(polish, judgement=judgement, weights=self._weights.replacements(chosen))
+        polish = replace(polish, judgement=judgement, weights=self._weights.replacements(chosen), tensors=chosen)
         if given is None:
             return replace(polish, weak_points=_weak_points(polish))
         after = {Result.POLISHED: of_polished, Result.REPAIRED: of_repaired}.get(judgement.result) or given

@@ -231,3 +231,26 @@ def test_what_makes_no_sense_is_refused(project: Project, options: tuple[str, ..
     assert said in outcome.stderr
     assert not POLISHED.exists()
     assert Path("model.safetensors").read_bytes() == before
+
+
+def test_the_report_of_a_polish(project: Project) -> None:
+    shutil.copytree("data/val", "data/test")
+    outcome = polish("--report", "polish.html", "--report", "polish.json", "--report", "polish.md")
+    assert outcome.status == 0, outcome.stderr
+    document = json.loads(Path("polish.json").read_text())
+    assert document["format"] == "sap.polish/1"
+    assert document["changed"]
+    assert len(document["epochs"]) == 2
+    assert document["measurement"]["noisy"] is False
+    tested = json.loads(run_here("eval", POLISHED, "data", *OPTIONS[:4], "--format", "json").stdout)
+    assert document["measurement"]["after"]["top1"] == pytest.approx(tested["top1"])
+    page, text = Path("polish.html").read_text(), Path("polish.md").read_text()
+    assert "learning rate at its end" in page
+    assert page.count("<svg") >= 2
+    assert text.startswith("## Polish of model.safetensors")
+    for form, expected in (("md", text), ("html", page)):
+        again = run_here("report", "polish.json", "--format", form)
+        assert again.status == 0, again.stderr
+        assert again.stdout.decode() == expected
+    # What was written is what was measured, also after the report had the given model in the network.
+    assert run_here("verify", POLISHED, "--input", "model.safetensors").status == 0
