@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
-from torch import Tensor, distributed
+from torch import Tensor
 
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.contents import contents_of, find_contents
@@ -146,7 +145,8 @@ class _Run:
             if session.validation_images is not None and session.validation is not None:
                 every = range(len(session.validation.paths))
                 given = session.validation_outcomes(session.validation_images, every)
-        prepared = self._shared(self._prepared() if self._ranks.is_first else None)
+        prepared = self._ranks.share_object(self._prepared() if self._ranks.is_first else None)
+        assert prepared is not None
         self._weights.put(prepared.weights)
         names = trainable(
             session.classifier.module, settings, list(session.classifier.loaded.kept), session.architecture.num_classes
@@ -184,16 +184,6 @@ class _Run:
         if images < size:
             raise UsageError(f"{images} training images are too few for {count} processes", "start fewer of them")
         return replace(recipe, batch_size=size, steps=recipe.epochs * (images // size))
-
-    def _shared(self, prepared: Prepared | None) -> Prepared:
-        if self._ranks.count == 1:
-            assert prepared is not None
-            return prepared
-        box: list[Any] = [prepared]
-        distributed.broadcast_object_list(box, 0, device=self._session.settings.device)
-        found = box[0]
-        assert isinstance(found, Prepared)
-        return found
 
     @property
     def _parts(self) -> dict[str, object]:
@@ -289,14 +279,13 @@ class _Run:
             portion=usual_batch_size(device, height, width),
             seconds=seconds,
         )
-        if ranks.count > 1:
-            return Training(task, session.progress, ranks).run()
-        parts = self._parts | {"settings": asdict(settings), "recipe": asdict(recipe), "training": str(dtype)}
-        snapshots = Snapshots(session.cache, parts)
-        last = snapshots.last()
+        parts = {"settings": asdict(settings), "recipe": asdict(recipe), "training": str(dtype), "ranks": ranks.count}
+        snapshots = Snapshots(session.cache, self._parts | parts)
+        last = ranks.share_object(snapshots.last() if ranks.is_first else None)
         if last is not None:
             session.progress.note(f"training goes on after epoch {len(last.numbers['epochs'])}, from the cache")
-        return Training(task, session.progress, ranks, snapshots.save).run(last)
+        keep = snapshots.save if ranks.is_first else lambda _snapshot: None
+        return Training(task, session.progress, ranks, keep).run(last)
 
     def _judged(self, polish: Polish, prepared: Prepared, names: Sequence[str], given: Outcomes | None) -> Polish:
         """Measure the candidates, choose, and put the choice into the network."""
