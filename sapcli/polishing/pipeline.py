@@ -348,11 +348,14 @@ class _Run:
 
 def _about_flips(answers: FlipAnswers, classes: Sequence[str]) -> str:
     """What was found of mirrored images, in a line."""
-    found = f"{answers.kept:.0%} of {answers.images} believable images keep their class when they are mirrored"
+    found = (
+        f"{answers.kept:.0%} of {answers.images} believable images keep their class when they are mirrored, and"
+        f" {answers.shifted:.0%} when they are shifted"
+    )
     if answers.keep_the_class:
         return f"flips: {found}, so images are flipped (--no-flip)"
-    if answers.worst is not None and answers.kept > answers.worst_kept:
-        found += f", of {classes[answers.worst]} {answers.worst_kept:.0%}"
+    if answers.worst is not None:
+        found += f"; of {classes[answers.worst]} {answers.worst_kept:.0%} and {answers.worst_shifted:.0%}"
     return f"flips: {found}, so none is flipped (--flip)"
 
 
