@@ -26,6 +26,8 @@ _NOTHING_TO_REPAIR = (-0.5, 0.5)
 _SOMETHING_TO_REPAIR = (8.0, 5.0)
 # Of believable images that it was not shown, a model that was not ruined has more right than this.
 _BELIEVABLE_RIGHT = 0.5
+# A loss of another draw of mixed images differs by less than this part.
+_SAME_LOSS = 0.1
 
 
 class Result(StrEnum):
@@ -108,7 +110,7 @@ def by_signs(
     otherwise = Result.UNCHANGED if repaired is None else Result.REPAIRED
     if polished is None:
         return Judgement(otherwise, "training did not come to an end")
-    if not last_loss <= first_loss:
+    if not last_loss <= (1 + _SAME_LOSS) * first_loss:
         return Judgement(otherwise, f"the loss rose from {first_loss:.3f} to {last_loss:.3f}")
     believable = given.correct if repaired is None else given.correct & repaired.correct
     right = int((polished.correct & believable).sum())

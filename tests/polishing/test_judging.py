@@ -79,6 +79,6 @@ def test_signs_of_harm_without_validation_images() -> None:
     assert by_signs(given, repaired, outcomes(150, 200), 1.5, 1.2).result is Result.POLISHED
     assert by_signs(given, repaired, outcomes(80, 200), 1.5, 1.2).result is Result.REPAIRED
     assert by_signs(given, None, outcomes(80, 200), 1.5, 1.2).result is Result.UNCHANGED
-    assert by_signs(given, repaired, outcomes(150, 200), 1.5, 1.6).result is Result.REPAIRED
+    assert by_signs(given, repaired, outcomes(150, 200), 1.5, 1.7).result is Result.REPAIRED
     assert by_signs(given, repaired, outcomes(150, 200), 1.5, float("nan")).result is Result.REPAIRED
     assert by_signs(given, repaired, None, 0.0, 0.0).result is Result.REPAIRED
