@@ -183,7 +183,7 @@ def polish(
     options: PolishOptions,
     run: RunOptions,
     output: OutputOptions,
-    summary: Summary = None,
+    record: RecordOptions,
     require_gain: RequireGain = None,
 ) -> None:
     """Train a repaired model on for a few epochs, with gradients: minutes on a GPU, and better than a repair alone.
@@ -199,7 +199,7 @@ def polish(
     from sapcli.commands.polish import PolishRequest
     from sapcli.commands.polish import polish as command
 
-    request = PolishRequest(options, output, summary, require_gain)
+    request = PolishRequest(options, output, record, require_gain)
     command(Inputs(checkpoint, data, model, images, run), request)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +14,11 @@ from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, introduce, note_unchecked_order, tell_of_images
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.output_check import check_outputs
-from sapcli.commands.line.outputs import check_summary, destination_checkpoint, destination_index
+from sapcli.commands.line.outputs import check_summary, destination_checkpoint, destination_index, report_forms
 from sapcli.commands.line.polish_options import PolishOptions
+from sapcli.commands.line.project_options import RecordOptions
 from sapcli.errors import GateError, SapError, UsageError
+from sapcli.machine.files import atomic_write
 from sapcli.machine.results import results
 from sapcli.polishing.judging import Result
 from sapcli.polishing.metadata import polish_metadata
@@ -22,7 +26,7 @@ from sapcli.polishing.pipeline import Polish, check_polish, run_polish
 from sapcli.polishing.ranks import Ranks, are_several, joined, own_device
 from sapcli.repairs.session import Session
 from sapcli.reports.summaries import append_summary, polish_summary
-from sapcli.settings import PolishSettings
+from sapcli.settings import PolishSettings, ReportForm
 
 _MARK = "polished"
 # Of cuBLAS, the same sums every time; read once, when it is first used.
@@ -36,13 +40,13 @@ class PolishRequest:
     Attributes:
         options: How the model is trained on.
         output: Where the result goes.
-        summary: Where the closing table is appended.
+        record: What is written about the run.
         require_gain: The gain below which nothing is written, in points.
     """
 
     options: PolishOptions
     output: OutputOptions
-    summary: Path | None = None
+    record: RecordOptions
     require_gain: float | None = None
 
 
@@ -66,12 +70,14 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
     session = inputs.session(terminal, request.options.validation)
     checkpoint = session.checkpoint
     destination = destination_checkpoint(checkpoint, request.output, mark=_MARK)
-    check_summary(request.summary)
+    report_files = report_forms(request.record.report or (), request.output.force)
+    check_summary(request.record.summary)
     if request.require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DATA")
-    session.check_data()
+    session.check_data(test=bool(report_files))
     shown = destination_index(checkpoint, destination)
-    outputs = [("-o", shown), ("--summary", request.summary), *inputs.writes()]
+    outputs = [("-o", shown), ("--summary", request.record.summary), *inputs.writes()]
+    outputs += [("--report", file) for file in report_files]
     check_outputs(outputs, inputs.reads(checkpoint, val=request.options.validation))
     check_polish(session, settings)
     introduce(session, session.training)
@@ -86,7 +92,7 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
         terminal.warn(point)
     gate = request.require_gain
     if gate is not None and not _reaches(done, gate):
-        append_summary(request.summary, polish_summary(checkpoint.source, rows))
+        _record(session, done, rows, request, report_files)
         found = (
             "the model stays as it was" if done.gain is None or not done.changed else f"it is {done.gain.points:+.2f}"
         )
@@ -94,14 +100,14 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
             f"the gain on {done.validation} validation images is below --require-gain {gate:g}: {found}",
             "no checkpoint was written; look at the data, or ask for less",
         )
-    # The checkpoint first: whatever becomes of the summary, the work is not lost.
+    # The checkpoint first: whatever becomes of the records, the work is not lost.
     target = results() if destination is None else destination
     saving.write_checkpoint(
         checkpoint, target, done.weights, polish_metadata(session, done), replace=request.output.force
     )
     failure = None
     try:
-        append_summary(request.summary, polish_summary(checkpoint.source, rows))
+        _record(session, done, rows, request, report_files)
     except SapError as error:
         kept = "was written to stdout" if shown is None else f"is in {shown}"
         failure = SapError(f"{error.message}; the polished checkpoint {kept}", error.hint)
@@ -112,6 +118,29 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
     finally:
         if failure is not None:
             raise failure
+
+
+def _record(
+    session: Session,
+    done: Polish,
+    rows: Sequence[tuple[str, str]],
+    request: PolishRequest,
+    files: Mapping[Path, ReportForm],
+) -> None:
+    """Append the summary, and write the report in every form that is asked for."""
+    append_summary(request.record.summary, polish_summary(session.checkpoint.source, rows))
+    if not files:
+        return
+    # What only a report needs is imported and measured here.
+    from sapcli.reports.pages import render_report
+    from sapcli.reports.polish_report import report_polish
+
+    report = report_polish(session, done, dict(rows), shlex.join(["sap", *sys.argv[1:]]))
+    for file, form in files.items():
+        content = render_report(report, form)
+        with atomic_write(file, replace=request.output.force) as handle:
+            handle.write(content)
+        session.progress.note(f"report: {file}")
 
 
 def _announcement(session: Session, settings: PolishSettings, destination: Path | None) -> str:

@@ -16,6 +16,7 @@ SMALL = 64
 """Up to so many pixels a side, images are shifted; larger ones are cropped and resized."""
 # An eighth of the side: the usual 4 of 32 pixels.
 _SHIFTED_BY = 8
+_HARDLY = 32
 # Milder than what networks are trained with from scratch (0.08): a few epochs have to be enough.
 _SMALLEST_AREA = 0.35
 _WIDEST_RATIO = 4 / 3
@@ -96,6 +97,16 @@ def shifted(pixels: Tensor, reach: int, flip: bool) -> Tensor:
         columns = torch.where(mirrored, columns.flip(1), columns)
     numbers = torch.arange(count, device=device)[:, None, None]
     return pixels[numbers, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def moved(pixels: Tensor) -> Tensor:
+    """All images shifted down and to the right by a 32nd of their side, a pixel at least: that makes no other class."""
+    height, width = pixels.shape[-2:]
+    rows, columns = (
+        _reflected(torch.arange(side, device=pixels.device) - min(max(side // _HARDLY, 1), side - 1), side)
+        for side in (height, width)
+    )
+    return pixels[:, :, rows][:, :, :, columns]
 
 
 def _offsets(count: int, reach: int, device: torch.device) -> Tensor:

@@ -26,7 +26,7 @@ def polish_metadata(session: Session, polish: Polish) -> dict[str, str]:
         "sap.input": session.checkpoint.digest,
         "sap.output": written_digest(session.checkpoint, polish.weights),
         "sap.repaired": "true" if polish.changed else "false",
-        "sap.alpha": "" if polish.alpha is None else f"{polish.alpha:.12g}",
+        "sap.alpha": _alpha(session, polish),
         TRUSTED_IMAGES: to_text(earlier | from_text(polish.trusted_images)),
         "sap.validation_images": str(polish.validation),
         "sap.polish.result": polish.judgement.result.value,
@@ -50,3 +50,10 @@ def polish_metadata(session: Session, polish: Polish) -> dict[str, str]:
         gain = polish.gain
         described["sap.gain"] = json.dumps({"points": gain.points, "interval": [gain.low, gain.high]})
     return carried_metadata(session) | described
+
+
+def _alpha(session: Session, polish: Polish) -> str:
+    """Of the repair that training began with, be it an earlier one; empty where there was none."""
+    if polish.alpha is not None:
+        return f"{polish.alpha:.12g}"
+    return session.checkpoint.metadata.get("sap.alpha", "")

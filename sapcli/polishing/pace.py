@@ -39,12 +39,10 @@ class Pace:
         """How long it has taken so far, in this process."""
         return self._now() - self._began
 
-    def resume(self, done: int, course: float, seconds: float) -> None:
+    def resume(self, done: int, course: float) -> None:
         """Go on where another process has come to."""
         self.done, self.course = done, course
         self._began_at = done
-        if self._seconds is not None:
-            self._seconds -= seconds
 
     def next_share(self) -> float:
         """How much of the course the next step is, at most what is left of it."""

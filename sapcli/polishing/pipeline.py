@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
-from torch import Tensor, distributed
+from torch import Tensor
 
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.contents import contents_of, find_contents
@@ -66,6 +65,8 @@ class Polish:
         outcomes_before: What the model as it was made of the validation images; `None` without any.
         outcomes_after: The same of the model that is written.
         weights: The tensors that are written in the place of the checkpoint's, by entry.
+        tensors: The same by their names in the network, and those too that the checkpoint has no place for.
+        network: Puts them into the network, and those of the checkpoint back.
         weak_points: What is to be said against the evidence.
     """
 
@@ -81,7 +82,9 @@ class Polish:
     trained: int
     held_out: int
     validation: int
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    network: Weights = field(repr=False)
     before: Metrics | None = None
     after: Metrics | None = None
     gain: Gain | None = None
@@ -142,7 +145,8 @@ class _Run:
             if session.validation_images is not None and session.validation is not None:
                 every = range(len(session.validation.paths))
                 given = session.validation_outcomes(session.validation_images, every)
-        prepared = self._shared(self._prepared() if self._ranks.is_first else None)
+        prepared = self._ranks.share_object(self._prepared() if self._ranks.is_first else None)
+        assert prepared is not None
         self._weights.put(prepared.weights)
         names = trainable(
             session.classifier.module, settings, list(session.classifier.loaded.kept), session.architecture.num_classes
@@ -166,6 +170,8 @@ class _Run:
             held_out=len(prepared.held_out),
             validation=0 if given is None else len(given),
             weights={},
+            tensors={},
+            network=self._weights,
         )
         return self._judged(polish, prepared, names, given) if self._ranks.is_first else polish
 
@@ -178,16 +184,6 @@ class _Run:
         if images < size:
             raise UsageError(f"{images} training images are too few for {count} processes", "start fewer of them")
         return replace(recipe, batch_size=size, steps=recipe.epochs * (images // size))
-
-    def _shared(self, prepared: Prepared | None) -> Prepared:
-        if self._ranks.count == 1:
-            assert prepared is not None
-            return prepared
-        box: list[Any] = [prepared]
-        distributed.broadcast_object_list(box, 0, device=self._session.settings.device)
-        found = box[0]
-        assert isinstance(found, Prepared)
-        return found
 
     @property
     def _parts(self) -> dict[str, object]:
@@ -283,14 +279,13 @@ class _Run:
             portion=usual_batch_size(device, height, width),
             seconds=seconds,
         )
-        if ranks.count > 1:
-            return Training(task, session.progress, ranks).run()
-        parts = self._parts | {"settings": asdict(settings), "recipe": asdict(recipe), "training": str(dtype)}
-        snapshots = Snapshots(session.cache, parts)
-        last = snapshots.last()
+        parts = {"settings": asdict(settings), "recipe": asdict(recipe), "training": str(dtype), "ranks": ranks.count}
+        snapshots = Snapshots(session.cache, self._parts | parts)
+        last = ranks.share_object(snapshots.last() if ranks.is_first else None)
         if last is not None:
             session.progress.note(f"training goes on after epoch {len(last.numbers['epochs'])}, from the cache")
-        return Training(task, session.progress, ranks, snapshots.save).run(last)
+        keep = snapshots.save if ranks.is_first else lambda _snapshot: None
+        return Training(task, session.progress, ranks, keep).run(last)
 
     def _judged(self, polish: Polish, prepared: Prepared, names: Sequence[str], given: Outcomes | None) -> Polish:
         """Measure the candidates, choose, and put the choice into the network."""
@@ -315,7 +310,7 @@ class _Run:
             judgement = by_signs(of_given, of_repaired, of_polished, losses[0], losses[-1])
         chosen = {Result.POLISHED: polished or {}, Result.REPAIRED: repaired, Result.UNCHANGED: {}}[judgement.result]
         self._weights.put(chosen)
-        polish = replace(polish, judgement=judgement, weights=self._weights.replacements(chosen))
+        polish = replace(polish, judgement=judgement, weights=self._weights.replacements(chosen), tensors=chosen)
         if given is None:
             return replace(polish, weak_points=_weak_points(polish))
         after = {Result.POLISHED: of_polished, Result.REPAIRED: of_repaired}.get(judgement.result) or given
@@ -353,11 +348,14 @@ class _Run:
 
 def _about_flips(answers: FlipAnswers, classes: Sequence[str]) -> str:
     """What was found of mirrored images, in a line."""
-    found = f"{answers.kept:.0%} of {answers.images} believable images keep their class when they are mirrored"
+    found = (
+        f"{answers.kept:.0%} of {answers.images} believable images keep their class when they are mirrored, and"
+        f" {answers.shifted:.0%} when they are shifted"
+    )
     if answers.keep_the_class:
         return f"flips: {found}, so images are flipped (--no-flip)"
-    if answers.worst is not None and answers.kept > answers.worst_kept:
-        found += f", of {classes[answers.worst]} {answers.worst_kept:.0%}"
+    if answers.worst is not None:
+        found += f"; of {classes[answers.worst]} {answers.worst_kept:.0%} and {answers.worst_shifted:.0%}"
     return f"flips: {found}, so none is flipped (--flip)"
 
 

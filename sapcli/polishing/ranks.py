@@ -6,11 +6,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from sapcli.errors import UsageError
+
+Value = TypeVar("Value")
+
+# The others wait while the first one repairs the model.
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,14 @@ class Ranks:
         if self.count > 1:
             distributed.broadcast(tensor, 0)
         return tensor
+
+    def share_object(self, value: Value) -> Value:
+        """What the first process has, in all of them."""
+        if self.count == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, 0)
+        return box[0]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of the tensors of all processes, in all of them; in place."""
@@ -72,7 +87,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"the processes cannot find each other: {error}", "start them with torchrun") from error
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -103,6 +104,7 @@ class Training:
         if resumed is not None:
             course = course_of(resumed.numbers)
         device = self._task.classifier.device
+        began, earlier = time.monotonic(), course.seconds
         with deterministic(self._progress), own_random_numbers(device), torch.enable_grad(), self._training():
             while course.restarts <= _RESTARTS and course.settled:
                 try:
@@ -110,7 +112,8 @@ class Training:
                 except Diverged:
                     resumed = None
                     self._put_back()
-                    course = Course(course.learning_rate / _LOWER, restarts=course.restarts + 1, seconds=course.seconds)
+                    seconds = earlier + time.monotonic() - began
+                    course = Course(course.learning_rate / _LOWER, restarts=course.restarts + 1, seconds=seconds)
                     if course.restarts <= _RESTARTS:
                         self._progress.warn(
                             "the loss rises above where it began: training begins again with a peak of"
@@ -182,7 +185,7 @@ class Training:
         state = State(self._parameters, self._buffers, average, optimizer, scaler)
         if resumed is not None:
             state.restore(resumed.tensors)
-            pace.resume(resumed.numbers["done"], resumed.numbers["course"], resumed.numbers["seconds"])
+            pace.resume(resumed.numbers["done"], resumed.numbers["course"])
             watch.resume(resumed.numbers["watch"])
             self._portion = min(resumed.numbers["portion"], self._portion)
         before = course.seconds

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.pretended_gpu import pretended_gpu
 from support.small_project import Outcome, Project, network, run_here
 
 import sapcli
 from sapcli.machine.cache import Cache
+from sapcli.machine.progress import SilentProgress
 from sapcli.polishing.training import Training
 from sapcli.settings import PolishSettings
 
@@ -78,8 +78,9 @@ def test_the_same_bytes_again_whether_cached_or_not(project: Project) -> None:
     shutil.rmtree("cache")
     assert polish("--force", "--workers", "2").status == 0
     assert POLISHED.read_bytes() == first
-    assert polish("--force", "--seed", "1").status == 0
-    assert POLISHED.read_bytes() != first
+    assert polish("--seed", "1", "-o", "other.safetensors").status == 0
+    assert changed_in(POLISHED)
+    assert not torch.equal(load_file("other.safetensors")["4.weight"], load_file(POLISHED)["4.weight"])
 
 
 def test_a_run_that_ended_goes_on_after_its_last_epoch(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,16 +102,17 @@ def test_a_run_that_ended_goes_on_after_its_last_epoch(project: Project, monkeyp
     assert "training goes on after epoch 2" in outcome.stderr
     assert "choosing alpha" not in outcome.stderr
     assert POLISHED.read_bytes() == first
-    assert run_here("cache", "clear", "--cache-dir", "cache").status == 0
-    assert not list(Path("cache").glob("training-*"))
+    Cache(Path("cache"), SilentProgress()).clear()
+    assert not list(Path("cache").iterdir())
 
 
 def test_what_is_frozen_stays_bit_for_bit(project: Project) -> None:
     assert polish("--head-only", "--no-repair").status == 0
     assert changed_in(POLISHED) <= {"4.weight", "4.bias"}
-    assert polish("--freeze", "4", "--no-repair", "--force").status == 0
-    assert not changed_in(POLISHED) & {"4.weight", "4.bias"}
-    assert "all but the head" not in metadata_of(POLISHED).get("sap.polish.freeze", "")
+    frozen = Path("frozen.safetensors")
+    assert polish("--freeze", "4", "--no-repair", "-o", frozen).status == 0
+    assert not changed_in(frozen) & {"4.weight", "4.bias"}
+    assert json.loads(metadata_of(frozen)["sap.polish.freeze"]) == ["4"]
 
 
 def test_where_training_makes_it_worse_the_model_stays(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +136,9 @@ def test_where_training_makes_it_worse_the_model_stays(project: Project, monkeyp
     assert not Path("gated.safetensors").exists()
     # Without validation images, on those that were held out.
     shutil.rmtree("data/val")
-    assert polish("--no-repair", "--force").status == 0
-    assert metadata_of(POLISHED)["sap.polish.result"] == "unchanged"
+    signs = Path("signs.safetensors")
+    assert polish("--no-repair", "-o", signs).status == 0
+    assert metadata_of(signs)["sap.polish.result"] == "unchanged"
 
 
 def test_without_validation_images_some_are_held_out_and_that_is_said(project: Project) -> None:
@@ -186,7 +189,7 @@ def test_half_precision_is_written_as_it_is_measured(project: Project) -> None:
     tensors = load_file("model.safetensors")
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_file(halves, "model.safetensors")
-    outcome = polish("--no-repair")
+    outcome = polish()
     assert outcome.status == 0, outcome.stderr
     assert changed_in(POLISHED)
     assert run_here("verify", POLISHED, "--input", "model.safetensors").status == 0
@@ -230,12 +233,24 @@ def test_what_makes_no_sense_is_refused(project: Project, options: tuple[str, ..
     assert Path("model.safetensors").read_bytes() == before
 
 
-def test_on_a_gpu(project: Project) -> None:
-    assert polish("--device", "cpu", "-o", "cpu.safetensors").status == 0
-    with pretended_gpu():
-        outcome = polish("--device", "cuda", "-o", "cuda.safetensors")
+def test_the_report_of_a_polish(project: Project) -> None:
+    shutil.copytree("data/val", "data/test")
+    outcome = polish("--report", "polish.html", "--report", "polish.json", "--report", "polish.md")
     assert outcome.status == 0, outcome.stderr
-    on_cpu, on_gpu = load_file("cpu.safetensors"), load_file("cuda.safetensors")
-    for name, tensor in on_cpu.items():
-        torch.testing.assert_close(on_gpu[name], tensor, rtol=1e-4, atol=1e-5)
-    assert Cache(Path("cache"), None).info().entries  # type: ignore[arg-type]
+    document = json.loads(Path("polish.json").read_text())
+    assert document["format"] == "sap.polish/1"
+    assert document["changed"]
+    assert len(document["epochs"]) == 2
+    assert document["measurement"]["noisy"] is False
+    tested = json.loads(run_here("eval", POLISHED, "data", *OPTIONS[:4], "--format", "json").stdout)
+    assert document["measurement"]["after"]["top1"] == pytest.approx(tested["top1"])
+    page, text = Path("polish.html").read_text(), Path("polish.md").read_text()
+    assert "learning rate at its end" in page
+    assert page.count("<svg") >= 2
+    assert text.startswith("## Polish of model.safetensors")
+    for form, expected in (("md", text), ("html", page)):
+        again = run_here("report", "polish.json", "--format", form)
+        assert again.status == 0, again.stderr
+        assert again.stdout.decode() == expected
+    # What was written is what was measured, also after the report had the given model in the network.
+    assert run_here("verify", POLISHED, "--input", "model.safetensors").status == 0

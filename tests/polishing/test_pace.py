@@ -56,10 +56,10 @@ def test_a_machine_that_becomes_slow_ends_in_time_all_the_same() -> None:
     assert clock.seconds <= 104
 
 
-def test_what_an_earlier_process_took_counts() -> None:
+def test_what_is_left_of_the_course_fits_into_what_is_left_of_the_time() -> None:
     clock = Clock()
-    pace = Pace(1000, 100.0, clock)
-    pace.resume(50, 0.5, 60.0)
+    pace = Pace(1000, 40.0, clock)
+    pace.resume(50, 0.5)
     while not pace.is_at_end:
         share = pace.next_share()
         clock.seconds += 1.0
