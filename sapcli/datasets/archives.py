@@ -50,6 +50,11 @@ _XZ_MEMORY = 128 << 20
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
 
 
+def archive_suffixes() -> tuple[str, ...]:
+    """What the names of archives end in."""
+    return _SUFFIXES
+
+
 def is_archive(path: Path) -> bool:
     """Whether the name is that of a tar archive, compressed or not."""
     return path.name.lower().endswith(_SUFFIXES)

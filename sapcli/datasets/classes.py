@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from sapcli.datasets.folders import holds_images
-from sapcli.datasets.labels.label_files import LabelFile, read_class_map
+from sapcli.datasets.labels.class_maps import read_class_map
+from sapcli.datasets.labels.label_files import LabelFile
 from sapcli.datasets.labels.label_numbers import numbered_classes, whole_number
 from sapcli.errors import DatasetError
 

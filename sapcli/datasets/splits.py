@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sapcli.datasets.classes import ClassNames, shown
 from sapcli.datasets.folders import Contents, holds_images, look_into, subfolders
-from sapcli.datasets.labels.label_files import label_files_in, read_class_map
+from sapcli.datasets.labels.class_maps import read_class_map
+from sapcli.datasets.labels.label_files import label_files_in
 from sapcli.datasets.split_names import SplitRole, mentioned_role, says_evaluation, split_role
 from sapcli.errors import DatasetError, UsageError
 
