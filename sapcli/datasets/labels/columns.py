@@ -55,6 +55,11 @@ def is_label_column(name: str) -> bool:
     return name == LABEL or name in _LABELS
 
 
+def find_paths(header: Sequence[str]) -> list[str]:
+    """The columns that can hold the images, the most telling one first."""
+    return [name for name in _PATHS if name in header] or [name for name in header if name.endswith(_PATH_ENDINGS)]
+
+
 def find_columns(file: Path, header: Sequence[str], wanted: str | None, key: str | None = None) -> Columns:
     """Choose the columns of a table.
 
@@ -67,7 +72,7 @@ def find_columns(file: Path, header: Sequence[str], wanted: str | None, key: str
     Raises:
         DatasetError: If there is no column of images or of labels, or several could be either.
     """
-    paths = [name for name in _PATHS if name in header] or [name for name in header if name.endswith(_PATH_ENDINGS)]
+    paths = find_paths(header)
     if key is not None and key.lower() not in header:
         raise DatasetError(f"{file} has no column {key!r}", f"Its columns are {_named(header)}.")
     if not paths:

@@ -101,7 +101,6 @@ def _shape_without_content() -> bytes:
         b"\x80\x04\x95" + (1 << 40).to_bytes(8, "little") + b"N.",
         b"\x80\x02" + b"K\x01" + b"\x86" * 100 + b".",
         b"\x80\x02X\x04\0\0\0abcdq\1" + b"c_codecs\nencode\n(h\1X\x06\0\0\0latin1tR0" * 99,
-        + b"c_codecs\nencode\n(h\1X\x06\0\0\0latin1tR0" * 99,
         _shape_without_content(),
         b"",
         b"\x80\x02}.x"[:2],
