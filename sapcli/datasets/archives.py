@@ -27,7 +27,7 @@ import zlib
 from pathlib import Path
 from typing import IO, cast
 
-from sapcli.datasets.image_files import open_regular
+from sapcli.datasets.formats import open_regular
 from sapcli.errors import DatasetError
 from sapcli.machine.files import remove_at_end
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
+from sapcli.datasets.containers.opening import Contained, chosen_split, open_contained
 from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.folders import ImageFile, Split, open_split, subfolders, told_of
 from sapcli.datasets.label_paths import locate_rows
@@ -49,6 +50,7 @@ class Dataset:
         notes: What was understood, a line each, for people.
         digests: What tells the contents of the files.
         unpacked: Whether the files are only there for this process.
+        contained: Whether the images lie inside of files, and their paths go on there.
     """
 
     root: Path
@@ -60,6 +62,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     digests: FileDigests = field(default_factory=FileDigests, repr=False, compare=False)
     unpacked: bool = False
+    contained: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -124,13 +127,19 @@ def open_dataset(
         UsageError: If `split` names no folder.
     """
     source = open_source(root, labels)
+    optional = role is Role.CONFIRM or (role is Role.CHOOSE and not dedicated)
+    if source.containers is not None:
+        place = chosen_split(source.containers, role.value, split, optional=optional)
+        if place is None:
+            return None
+        contained = open_contained(source.containers, place, num_classes, label_names, source.labels, class_map)
+        return _of_containers(source, contained, digests)
     expected = ExpectedClasses.of(num_classes, label_names, class_map)
     if source.files is None:
         splits = find_splits(source.root, expected, labelled=source.labels is not None)
     else:
         splits = Splits(source.root)
     meant = _split_that_is_meant(splits, source, labels_split if split is None else split)
-    optional = role is Role.CONFIRM or (role is Role.CHOOSE and not dedicated)
     said: tuple[str, ...] = ()
     if split is not None:
         name: str | None = splits.named(split)
@@ -165,6 +174,22 @@ def open_dataset(
         notes=(*said, *samples.notes),
         digests=digests or FileDigests(),
         unpacked=source.unpacked,
+    )
+
+
+def _of_containers(source: Source, contained: Contained, digests: FileDigests | None) -> Dataset:
+    assert source.containers is not None
+    return Dataset(
+        root=source.containers.root,
+        split=contained.split if contained.paths[0].startswith(f"{contained.split}/") else None,
+        classes=contained.classes,
+        paths=contained.paths,
+        labels=contained.labels,
+        remarks=contained.remarks,
+        notes=contained.notes,
+        digests=digests or FileDigests(),
+        unpacked=source.unpacked,
+        contained=True,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sapcli.datasets.classes import shown
 from sapcli.datasets.folders import Split, open_split
-from sapcli.datasets.image_files import image_suffixes
+from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import LabelFile, LabelRow
 from sapcli.errors import DatasetError
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapcli.datasets.archives import archive_suffixes, is_archive, unpacked_archive
+from sapcli.datasets.containers.finding import find_containers, is_pattern, shards_of_pattern
+from sapcli.datasets.containers.found import Found
 from sapcli.datasets.folders import ImageFile, Split
 from sapcli.datasets.labels.label_files import (
     LABEL_SUFFIXES,
@@ -38,6 +40,7 @@ class Source:
         listed: What says which images are used.
         unpacked: Whether the folder is only there for this process.
         files: The listed images, where some lie outside of the folder of the list.
+        containers: The data set, where its images lie inside of files.
     """
 
     root: Path
@@ -45,6 +48,7 @@ class Source:
     listed: LabelFile | None = None
     unpacked: bool = False
     files: tuple[ImageFile, ...] | None = None
+    containers: Found | None = None
 
     @property
     def is_label_file(self) -> bool:
@@ -67,6 +71,9 @@ def open_source(data: Path, labels: Path | None) -> Source:
         DatasetError: If one of them cannot be read.
     """
     label_file = read_labels(labels) if labels else None
+    if is_pattern(data):
+        found = shards_of_pattern(str(data))
+        return Source(found.root, label_file, containers=found)
     try:
         is_folder = stat.S_ISDIR(data.stat().st_mode)
     except (OSError, ValueError) as error:
@@ -74,10 +81,12 @@ def open_source(data: Path, labels: Path | None) -> Source:
         raise DatasetError(
             f"{data}: cannot open the data folder: {reason}", "Give the folder of the images."
         ) from error
-    if is_folder:
-        return Source(data, label_file)
-    if is_archive(data):
-        return Source(unpacked_archive(data), label_file, unpacked=True)
+    contained = find_containers(data)
+    if contained is None and not is_folder and is_archive(data):
+        folder = unpacked_archive(data)
+        return Source(folder, label_file, unpacked=True, containers=find_containers(folder))
+    if contained is not None or is_folder:
+        return Source(data, label_file, containers=contained)
     suffix = data.suffix.lower()
     if suffix in LIST_SUFFIXES and is_path_list(data):
         return Source(data.parent, label_file, read_path_list(data))

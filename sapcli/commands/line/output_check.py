@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sapcli.datasets.archives import is_archive
-from sapcli.datasets.image_files import image_suffixes
+from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import read_labels, read_path_list
 from sapcli.errors import CheckpointError, SapError, UsageError
 from sapcli.settings import names_own_code

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sapcli.datasets.arrays.pickles import MOST_BYTES, as_array, read_arrays
-from sapcli.datasets.image_files import open_regular
+from sapcli.datasets.formats import open_regular
 from sapcli.errors import DatasetError
 
 Array = npt.NDArray[Any]
@@ -116,12 +116,13 @@ class NpzFile:
             raise DatasetError(f"{source} holds Python objects", _AGAIN)
         return found
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an array, by its header alone."""
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """The shape and the type of an array, by its header alone."""
         source = f"{self.file}, {name}"
         try:
             with self._opened() as archive, archive.open(self._members[name]) as handle:
-                return _header(io.BytesIO(handle.read(_LONGEST_HEADER)), source)[0]
+                shape, _is_fortran, dtype = _header(io.BytesIO(handle.read(_LONGEST_HEADER)), source)
+                return shape, dtype
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, MemoryError) as error:
             raise DatasetError(f"{source}: damaged: {error}", "Get the file again.") from error
 

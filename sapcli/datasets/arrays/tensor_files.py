@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sapcli.checkpoints.zip_records import read_records
 from sapcli.datasets.arrays.pickles import MOST_BYTES, read_arrays
-from sapcli.datasets.image_files import open_regular
+from sapcli.datasets.formats import open_regular
 from sapcli.errors import CheckpointError, DatasetError
 
 _AGAIN = "Save the labels again as they are: numpy.save('labels.npy', labels)."

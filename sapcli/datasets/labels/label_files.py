@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapcli.datasets.image_files import image_suffixes
+from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.columns import LABEL, Columns, find_columns, is_known_column, is_label_column
 from sapcli.datasets.labels.label_arrays import ARRAY_SUFFIXES, read_label_array
 from sapcli.datasets.labels.label_numbers import UNLABELLED, whole_number

@@ -206,8 +206,11 @@ def link_corrected(dataset: Dataset, labels: Mapping[str, str], folder: Path) ->
     A link's name is the image's path with dashes for slashes, so that none is there twice.
 
     Raises:
-        DatasetError: The folder is not empty or cannot be written, or a class has a name that no folder can have.
+        DatasetError: The folder is not empty or cannot be written, a class has a name that no folder can have, or the
+            images lie inside of files.
     """
+    if dataset.contained:
+        raise DatasetError(f"the images of {dataset.root} lie inside of files", "use --apply csv instead")
     for name in dataset.classes:
         if "/" in name or os.sep in name or name in ("", ".", ".."):
             raise DatasetError(f"the class {name!r} cannot be the name of a folder", "use --apply csv instead")
