@@ -17,11 +17,18 @@ import numpy as np
 from PIL import Image
 
 from sapcli.datasets.containers.members import read_member
-from sapcli.datasets.formats import image_formats, open_regular
+from sapcli.datasets.formats import image_formats, image_suffixes, open_regular
 
 __all__ = [
-    *("MOST_BYTES", "MOST_PIXELS", "decode", "image_formats", "image_suffixes", "open_image", "open_regular"),
-    *("orientation", "upright"),
+    "MOST_BYTES",
+    "MOST_PIXELS",
+    "decode",
+    "image_formats",
+    "image_suffixes",
+    "open_image",
+    "open_regular",
+    "orientation",
+    "upright",
 ]
 
 # What a decoder takes beside the picture that it makes, in bytes a pixel and channel, as measured: libraries that
