@@ -119,7 +119,7 @@ def resolve_class_names(
     elif class_map:
         names = _names_of_map(num_classes, mapping, class_map)
     else:
-        names = _imagenet_ids(num_classes, found.folders) or _names_on_disk(num_classes, found)
+        names = _imagenet_ids(num_classes, found.folders or found.labels) or _names_on_disk(num_classes, found)
     aliases = _imagenet_aliases(names, {*found.folders, *found.labels})
     plain = ClassNames(names, aliases)
     for folder, value in mapping.items():

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,11 @@ from sapcli.datasets.containers.opening import Contained, chosen_split, open_con
 from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.folders import ImageFile, Split, open_split, subfolders, told_of
 from sapcli.datasets.label_paths import locate_rows
-from sapcli.datasets.labels.label_files import LabelFile, LabelRow, label_files_in
+from sapcli.datasets.labels.label_files import LabelFile, LabelRow, label_files_in, read_labels
 from sapcli.datasets.labels.label_numbers import UNLABELLED, perhaps_one_based, refuse_one_based, whole_number
+from sapcli.datasets.labels.standard_files import metadata_in, standard_labels
 from sapcli.datasets.sources import Source, divides, listed_folder, open_source
-from sapcli.datasets.split_names import SplitRole, file_role
+from sapcli.datasets.split_names import SplitRole, file_role, says_images
 from sapcli.datasets.splits import ExpectedClasses, Splits, find_splits
 from sapcli.errors import DatasetError
 
@@ -148,12 +149,15 @@ def open_dataset(
     if name is None:
         return None
     opened = open_split(source.root, name) if source.files is None else source.everywhere()
+    others = frozenset(splits.folders) - {name} if name else frozenset()
+    training_labels = None
+    if source.labels is None and source.listed is None and _is_flat(opened):
+        source, training_labels, others = _with_standard_labels(source, opened, splits, others)
     _check_images(opened, source.labels)
     training = source.root / (splits.only(SplitRole.TRAIN) or name) if name or source.is_label_file else opened.folder
     training_folders = opened.class_folders if training == opened.folder else subfolders(training)
-    found = FoundClasses(training, training_folders, source.labels)
+    found = FoundClasses(training, training_folders, training_labels or source.labels)
     names = resolve_class_names(num_classes, found, label_names, class_map)
-    others = frozenset(splits.folders) - {name} if name else frozenset()
     samples = _Samples(source, opened, others, meant, names)
     if optional and not samples.listed:
         return None
@@ -175,6 +179,34 @@ def open_dataset(
         digests=digests or FileDigests(),
         unpacked=source.unpacked,
     )
+
+
+def _is_flat(opened: Split) -> bool:
+    """Whether images lie in no class folders: directly in the folder, or in one that is called `images`."""
+    return not opened.class_folders or (len(opened.class_folders) == 1 and says_images(opened.class_folders[0]))
+
+
+def _with_standard_labels(
+    source: Source, opened: Split, splits: Splits, others: frozenset[str]
+) -> tuple[Source, LabelFile | None, frozenset[str]]:
+    """The labels of images in no class folders, as files of known names have them.
+
+    Returns:
+        The source with them, where there are any; where it is another one, the labels by which classes are named, those
+        of the training split too; and the other splits that the labels may be about.
+    """
+    own = standard_labels(opened.folder)
+    if own is None:
+        metadata = metadata_in(source.root)
+        return (
+            (source, None, others)
+            if metadata is None
+            else (replace(source, labels=read_labels(metadata)), None, others)
+        )
+    train = splits.only(SplitRole.TRAIN)
+    also = standard_labels(source.root / train) if train is not None and train != opened.name else None
+    both = None if also is None else LabelFile(own.file, own.rows + also.rows)
+    return replace(source, labels=own), both, frozenset()
 
 
 def _of_containers(source: Source, contained: Contained, digests: FileDigests | None) -> Dataset:

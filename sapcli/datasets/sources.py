@@ -27,6 +27,8 @@ from sapcli.datasets.split_names import SplitRole, file_role
 from sapcli.datasets.splits import Splits
 from sapcli.errors import DatasetError
 
+# Where Kaggle's archive of ImageNet has the images.
+_IMAGENET = "ILSVRC/Data/CLS-LOC"
 _DATA_SUFFIXES = (*LABEL_SUFFIXES, ".json")
 
 
@@ -85,6 +87,8 @@ def open_source(data: Path, labels: Path | None) -> Source:
     if contained is None and not is_folder and is_archive(data):
         folder = unpacked_archive(data)
         return Source(folder, label_file, unpacked=True, containers=find_containers(folder))
+    if contained is None and is_folder and (data / _IMAGENET).is_dir():
+        return Source(data / _IMAGENET, label_file)
     if contained is not None or is_folder:
         return Source(data, label_file, containers=contained)
     suffix = data.suffix.lower()

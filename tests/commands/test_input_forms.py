@@ -129,6 +129,8 @@ def make(code: str) -> None:
     for module in _OPTIONAL:
         if re.search(rf"\b{module}\b", code):
             names[module] = pytest.importorskip(module)
+            if module == "scipy":
+                importlib.import_module("scipy.io")
             if module == "pyarrow":
                 importlib.import_module("pyarrow.parquet")
     exec(code, names)

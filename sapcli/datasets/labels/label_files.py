@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapcli.datasets.formats import image_suffixes
-from sapcli.datasets.labels.columns import LABEL, Columns, find_columns, is_known_column, is_label_column
+from sapcli.datasets.labels.columns import LABEL, Columns, find_columns, is_known_column, is_label_column, wrong_header
 from sapcli.datasets.labels.label_arrays import ARRAY_SUFFIXES, read_label_array
 from sapcli.datasets.labels.label_numbers import UNLABELLED, whole_number
+from sapcli.datasets.labels.parquet_labels import PARQUET, parquet_columns, parquet_header
 from sapcli.datasets.labels.tables import Table, read_table
 from sapcli.datasets.labels.texts import first_line, json_value, numbered_lines, read_text
 from sapcli.errors import DatasetError, SapError
@@ -22,7 +23,7 @@ LIST_SUFFIXES = (".txt", ".lst", ".list")
 """What the names of lists end in: of images, or of images and the numbers of their classes."""
 
 # A path and a number, as in the lists of WebVision, Clothing1M and Caffe.
-_PATH_AND_NUMBER = re.compile(r"(?P<path>\S(?:.*\S)?)[ \t]+(?P<label>-?\d{1,9})[ \t\r]*")
+_PATH_AND_NUMBER = re.compile(r"(?P<path>[^\s,;|](?:[^\t,;|]*[^\s,;|])?)[ \t]+(?P<label>-?\d{1,9})[ \t\r]*")
 # ImageNet's solution lists the class and the box of each object.
 _PREDICTION_STRING = "predictionstring"
 _EXAMPLE = 'Give lines such as {"path": "a.png", "label": "cat"}.'
@@ -96,6 +97,8 @@ def read_labels(file: Path, column: str = "label") -> LabelFile:
         DatasetError: If the file cannot be read, is not Unicode, has another form, or a line is blank or incomplete.
     """
     file, key = file_and_key(file)
+    if file.suffix.lower() == PARQUET:
+        return _parquet(file, column, key)
     if file.suffix.lower() in ARRAY_SUFFIXES:
         return _ordered(file, read_label_array(file, key), f"{key} of " if key else "")
     text = read_text(file)
@@ -113,6 +116,17 @@ def read_labels(file: Path, column: str = "label") -> LabelFile:
     if not found.rows:
         raise DatasetError(f"{file}: the label file names no image", "Give a header `path,label` and a line per image.")
     return found
+
+
+def holds_labels(file: Path) -> bool:
+    """Whether a file begins as label files do, by its columns; what cannot be read holds none."""
+    if file.suffix.lower() == PARQUET:
+        with contextlib.suppress(SapError):
+            return is_label_column(find_columns(file, [name.lower() for name in parquet_header(file)], LABEL).label)
+        return False
+    with contextlib.suppress(OSError):
+        return _begins_with_labels(file)
+    return False
 
 
 def label_files_in(folder: Path) -> list[Path]:
@@ -186,8 +200,21 @@ def _table(file: Path, text: str, column: str, key: str | None) -> LabelFile:
     rows = [_label_row(file, line, fields[path], fields[label]) for line, fields in table.records]
     if columns.label == _PREDICTION_STRING:
         rows = [LabelRow(row.line, row.path, row.label.split()[0]) for row in rows]
-    understood = f"images from the column {columns.path!r}, labels from {columns.label!r}" if columns.guessed else ""
-    return LabelFile(file, tuple(rows), understood=understood)
+    return LabelFile(file, tuple(rows), understood=_said_of(columns))
+
+
+def _parquet(file: Path, column: str, key: str | None) -> LabelFile:
+    names = {name.lower(): name for name in parquet_header(file)}
+    columns = find_columns(file, list(names), column, key)
+    if not columns.label:
+        raise wrong_header(file, list(names), f"path,{column}")
+    paths, labels = parquet_columns(file, [names[columns.path], names[columns.label]])
+    rows = [_label_row(file, line, *pair) for line, pair in enumerate(zip(paths, labels, strict=True), start=1)]
+    return LabelFile(file, tuple(rows), understood=_said_of(columns))
+
+
+def _said_of(columns: Columns) -> str:
+    return f"images from the column {columns.path!r}, labels from {columns.label!r}" if columns.guessed else ""
 
 
 def _table_without_header(file: Path, table: Table) -> LabelFile:
