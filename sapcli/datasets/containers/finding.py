@@ -30,7 +30,8 @@ _MOST_FOLDERS, _MOST_ENTRIES, _DEEPEST = 64, 100_000, 3
 _MOST_SHARDS = 100_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
-_NUMBERS = re.compile(r"([-_.]?(of[-_])?\d+)+$|^\d+$")
+# Without a way back: names may be made to have many.
+_NUMBERS = re.compile(r"(?:[-_.]?(?:of[-_])?\d++)++$")
 
 
 def find_containers(data: Path) -> Found | None:

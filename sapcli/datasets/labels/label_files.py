@@ -23,7 +23,8 @@ LIST_SUFFIXES = (".txt", ".lst", ".list")
 """What the names of lists end in: of images, or of images and the numbers of their classes."""
 
 # A path and a number, as in the lists of WebVision, Clothing1M and Caffe.
-_PATH_AND_NUMBER = re.compile(r"(?P<path>[^\s,;|](?:[^\t,;|]*[^\s,;|])?)[ \t]+(?P<label>-?\d{1,9})[ \t\r]*")
+_NUMBER = re.compile(r"-?\d{1,9}")
+_SEPARATORS = frozenset("\t,;|")
 # ImageNet's solution lists the class and the box of each object.
 _PREDICTION_STRING = "predictionstring"
 _EXAMPLE = 'Give lines such as {"path": "a.png", "label": "cat"}.'
@@ -109,7 +110,7 @@ def read_labels(file: Path, column: str = "label") -> LabelFile:
         found = _json_object(file, text, column, key)
     elif start == "[":
         found = _json_array(file, text, column, key)
-    elif key is None and _PATH_AND_NUMBER.fullmatch(_first(text)) and not _is_header(_first(text)):
+    elif key is None and _path_and_number(_first(text)) is not None and not _is_header(_first(text)):
         found = _numbered_paths(file, text)
     else:
         found = _table(file, text, column, key)
@@ -148,7 +149,7 @@ def is_path_list(file: Path) -> bool:
     first = _first(read_text(file))
     if first.lower().endswith(image_suffixes()):
         return True
-    return not (_PATH_AND_NUMBER.fullmatch(first) or first[:1] in ("{", "[") or _is_header(first))
+    return not (_path_and_number(first) is not None or first[:1] in ("{", "[") or _is_header(first))
 
 
 def read_path_list(file: Path) -> LabelFile:
@@ -165,6 +166,14 @@ def read_path_list(file: Path) -> LabelFile:
 
 def _first(text: str) -> str:
     return text.lstrip().partition("\n")[0].strip()
+
+
+def _path_and_number(line: str) -> tuple[str, str] | None:
+    """The parts of a line that ends in a number after a space or a tab; None for other lines."""
+    parts = line.rsplit(None, 1)
+    if len(parts) != 2 or not _NUMBER.fullmatch(parts[1]) or not _SEPARATORS.isdisjoint(parts[0]):
+        return None
+    return parts[0].strip(), parts[1]
 
 
 def _is_header(line: str) -> bool:
@@ -255,12 +264,12 @@ def _one_column_a_class(file: Path, table: Table, columns: Columns) -> LabelFile
 def _numbered_paths(file: Path, text: str) -> LabelFile:
     rows = []
     for number, line in numbered_lines(file, text):
-        found = _PATH_AND_NUMBER.fullmatch(line.strip())
+        found = _path_and_number(line)
         if found is None:
             raise DatasetError(
                 f"{file}, line {number}: not a path and a number, as the first line is", "Give each image its class."
             )
-        rows.append(LabelRow(number, found["path"], found["label"]))
+        rows.append(LabelRow(number, *found))
     return LabelFile(file, tuple(rows), understood="a path and a number in each line")
 
 
