@@ -153,7 +153,8 @@ def open_dataset(
     training_labels = None
     if source.labels is None and source.listed is None and _is_flat(opened):
         source, training_labels, others = _with_standard_labels(source, opened, splits, others)
-    _check_images(opened, source.labels)
+    if not source.is_label_file:
+        _check_images(opened, source.labels)
     training = source.root / (splits.only(SplitRole.TRAIN) or name) if name or source.is_label_file else opened.folder
     training_folders = opened.class_folders if training == opened.folder else subfolders(training)
     found = FoundClasses(training, training_folders, training_labels or source.labels)
@@ -240,6 +241,8 @@ def _folder_for(
     """The folder to use, where `--split` says none, and what is to be said of the choice."""
     if source.listed is None:
         return splits.chosen(role.value, optional=optional), ()
+    # Validation images that are named apart are those, wherever they lie.
+    undivided = undivided or (role is Role.CHOOSE and not optional)
     divided = () if undivided else divides(source, splits)
     if divided:
         said = f"{source.listed.file}: its rows lie in {shown(divided)}, and are used as those (--split . takes all)"

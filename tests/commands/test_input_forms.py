@@ -31,7 +31,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "inputs.md"
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SYNSETS = tuple(f"n{2000000 + 1000 * number:08}" for number in range(10))
 # What a line may use that is not part of the project's own set-up.
-_OPTIONAL = ("datasets", "pandas", "pyarrow", "scipy", "transformers", "lightning", "sklearn")
+_OPTIONAL = ("datasets", "huggingface_hub", "lightning", "pandas", "pyarrow", "scipy", "transformers")
 _MODULES = {
     module.__name__.rpartition(".")[2]: module
     for module in (collections, csv, gzip, io, json, os, pickle, re, shutil, tarfile, zipfile, timm, torch, Image)
