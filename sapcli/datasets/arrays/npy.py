@@ -24,8 +24,8 @@ _LONGEST_HEADER = 10_000
 _MOST_MEMBERS = 1000
 # The arrays of a dataset are looked into one by one, and each is in memory as a whole.
 _MOST_ARRAY_BYTES = 64 << 30
-# Pixels hardly compress; empty pictures do, a thousandfold.
-_TIMES_COMPRESSED = 1100
+# Pixels hardly compress; pictures of one colour do, a hundredfold.
+_TIMES_COMPRESSED, _SMALL = 100, 64 << 20
 _AGAIN = "Write it again: numpy.savez(FILE, train_images=..., train_labels=...)."
 
 
@@ -134,7 +134,7 @@ class NpzFile:
             raise DatasetError(f"{self.file}: not a whole .npz file: {error}", "Get the file again.") from error
         size = os.fstat(handle.fileno()).st_size
         for member in archive.infolist():
-            if member.file_size > min(_MOST_ARRAY_BYTES, _TIMES_COMPRESSED * size):
+            if member.file_size > min(_MOST_ARRAY_BYTES, _TIMES_COMPRESSED * size + _SMALL):
                 raise DatasetError(
                     f"{self.file}, {member.filename[:100]!r} says that it has {member.file_size:,} bytes", _AGAIN
                 )
