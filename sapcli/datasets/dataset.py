@@ -133,7 +133,9 @@ def open_dataset(
         place = chosen_split(source.containers, role.value, split, optional=optional)
         if place is None:
             return None
-        contained = open_contained(source.containers, place, num_classes, label_names, source.labels, class_map)
+        contained = open_contained(
+            source.containers, place, num_classes, label_names, source.labels, class_map, is_named=split is not None
+        )
         return _of_containers(source, contained, digests)
     expected = ExpectedClasses.of(num_classes, label_names, class_map)
     if source.files is None:

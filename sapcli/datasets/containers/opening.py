@@ -89,6 +89,8 @@ def open_contained(
     label_names: Sequence[str] | None,
     labels: LabelFile | None,
     class_map: Path | None,
+    *,
+    is_named: bool = False,
 ) -> Contained:
     """List a split of a data set in containers, and tell the class of each image.
 
@@ -99,6 +101,7 @@ def open_contained(
         label_names: Their names, where they are known.
         labels: A label file, whose labels go before those in the containers.
         class_map: A file that says which class is which output.
+        is_named: Whether the user has named the split.
 
     Raises:
         DatasetError: If there are no images or labels, or a label is no class of the model.
@@ -128,7 +131,7 @@ def open_contained(
     samples = zip(listing.paths, texts, strict=True)
     rows = tuple(LabelRow(number, path, text) for number, (path, text) in enumerate(samples, start=1))
     if labels is not None:
-        rows = _overridden(rows, labels, found)
+        rows = _overridden(rows, labels, found, split, is_named=is_named)
         notes += [f"{labels.file}: {labels.understood}"] if labels.understood else []
     label_file = LabelFile(file, rows)
     resolved = resolve_class_names(num_classes, FoundClasses(found.root, (), label_file), label_names, class_map)
@@ -207,19 +210,22 @@ def _text(text: str, names: tuple[str, ...] | None, where: str) -> str:
     return names[number]
 
 
-def _overridden(rows: tuple[LabelRow, ...], labels: LabelFile, found: Found) -> tuple[LabelRow, ...]:
+def _overridden(
+    rows: tuple[LabelRow, ...], labels: LabelFile, found: Found, split: str, *, is_named: bool
+) -> tuple[LabelRow, ...]:
     """The images with the labels of a label file, where it has one for them."""
     if labels.is_ordered:
-        if len(labels.rows) != len(rows):
-            # Labels of the training images are given with the whole data set, and are not about the others.
-            counts = {name or ".": len(lister().paths) for name, lister in found.splits.items()}
-            if len(labels.rows) in counts.values():
-                return rows
-            images = ", ".join(f"{count:,} in {name!r}" for name, count in counts.items())
+        # Labels of the training images are given with the whole data set, and are not about the others.
+        counts = {name: len(rows) if name == split else len(lister().paths) for name, lister in found.splits.items()}
+        fitting = [name for name, count in counts.items() if count == len(labels.rows)]
+        if not fitting or (len(fitting) > 1 and not is_named):
+            images = ", ".join(f"{count:,} in {name or str(found.root)!r}" for name, count in counts.items())
             raise DatasetError(
                 f"{labels.file} has {len(labels.rows):,} labels and no paths, and there are {images}",
-                "Give one label for each image of a split, in the order in which they lie there.",
+                "Give one label for each image of a split, in their order, and say which with --split.",
             )
+        if split not in fitting:
+            return rows
         return tuple(LabelRow(row.line, row.path, given.label) for row, given in zip(rows, labels.rows, strict=True))
     places = {row.path: place for place, row in enumerate(rows)}
     changed = list(rows)

@@ -11,6 +11,7 @@ from PIL import Image
 from support.data_folders import opened, write_classes
 
 from sapcli.datasets.containers.members import containing_file, member_size, read_member
+from sapcli.datasets.dataset import Role
 from sapcli.datasets.image_files import open_image
 from sapcli.datasets.thumbnails import thumbnail
 from sapcli.errors import DatasetError
@@ -101,3 +102,27 @@ def test_images_stay_what_pillow_reads(tmp_path: Path) -> None:
         assert image.size == (3, 2)
     with pytest.raises(OSError, match="where only arrays"), open_image(tmp_path / "0.png" / "1.png"):
         pass
+
+
+def test_labels_without_paths_are_about_the_split_that_has_as_many_images(tmp_path: Path) -> None:
+    def images(count: int) -> np.ndarray:
+        return np.zeros((count, 2, 2), np.uint8)
+
+    file = tmp_path / "set.npz"
+    np.savez(file, train_images=images(6), train_labels=[0, 1, 2] * 2, val_images=images(3), val_labels=[2, 1, 0])
+    np.save(tmp_path / "noisy.npy", [2] * 6)
+    assert opened(file, labels=tmp_path / "noisy.npy").labels == (2,) * 6
+    assert opened(file, Role.CHOOSE, labels=tmp_path / "noisy.npy").labels == (2, 1, 0)
+    np.savez(file, train_images=images(6), train_labels=[0, 1, 2] * 2, val_images=images(6), val_labels=[2, 1, 0] * 2)
+    with pytest.raises(DatasetError, match="6 in 'train', 6 in 'val'"):
+        opened(file, labels=tmp_path / "noisy.npy")
+    assert opened(file, labels=tmp_path / "noisy.npy", split="train").labels == (2,) * 6
+
+
+def test_corrected_labels_of_images_inside_of_files(arrays: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    file, _images = arrays
+    (tmp_path / "corrected.csv").write_text("path,label\ntrain/00000002,0\ntrain/00000004,2\n")
+    assert opened(file, labels=tmp_path / "corrected.csv").labels == (0, 1, 0, 0, 2, 2, 0, 1, 2)
+    (tmp_path / "corrected.csv").write_text("path,label\ntrain/2.png,0\n")
+    with pytest.raises(DatasetError, match=r"there is no image 'train/2\.png'"):
+        opened(file, labels=tmp_path / "corrected.csv")
