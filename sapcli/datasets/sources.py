@@ -15,6 +15,7 @@ from sapcli.datasets.archives import archive_suffixes, is_archive, unpacked_arch
 from sapcli.datasets.containers.finding import find_containers, is_pattern, shards_of_pattern
 from sapcli.datasets.containers.found import Found
 from sapcli.datasets.folders import ImageFile, Split
+from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import (
     LABEL_SUFFIXES,
     LIST_SUFFIXES,
@@ -164,20 +165,29 @@ def _first_folders(listed: LabelFile, splits: frozenset[str]) -> Iterator[str]:
 
 
 def _outside(listed: LabelFile) -> tuple[Path, tuple[ImageFile, ...] | None]:
-    """The folder of a label file; where rows name files outside of it, one that holds all, and the files there."""
+    """The folder of a label file; where rows name images outside of it, one that holds all, and the images there.
+
+    Rows may be written from the folder above, as in an `annotations/` beside the images.
+    """
     folder = listed.file.parent
     here = os.path.abspath(folder)  # noqa: PTH100 (links stay links)
-    places = {}
-    for row in listed.rows:
-        # pathlib neither takes what is no path nor resolves ".." without the disk.
-        written = row.path if "\\" not in row.path else row.path.replace("\\", "/")
-        places[row.path] = os.path.normpath(os.path.join(here, written))  # noqa: PTH118
-    outside = [path for path in places.values() if not path.startswith(f"{here.rstrip('/')}/") and _is_file(path)]
+    # pathlib neither takes what is no path nor resolves ".." without the disk.
+    written = [row.path.replace("\\", "/") for row in listed.rows]
+    places = [os.path.normpath(os.path.join(here, path)) for path in written]  # noqa: PTH118
+    outside = [path for path in places if not path.startswith(f"{here.rstrip('/')}/") and _is_image(path)]
+    above = os.path.dirname(here)  # noqa: PTH120
+    if not outside and not _is_image(places[0]) and "/" in written[0] and _is_image(f"{above}/{written[0]}"):
+        places = [os.path.normpath(os.path.join(above, path)) for path in written]  # noqa: PTH118
+        outside = [path for path in places if _is_image(path)]
     if not outside:
         return folder, None
     root = os.path.commonpath([here, *map(os.path.dirname, outside)])
-    found = sorted({path[len(root.rstrip("/")) + 1 :] for path in places.values() if _is_file(path)})
+    found = sorted({path[len(root.rstrip("/")) + 1 :] for path in places if _is_image(path)})
     return Path(root), tuple(map(ImageFile, found))
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(image_suffixes()) and _is_file(path)
 
 
 def _is_file(path: str) -> bool:

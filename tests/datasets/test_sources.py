@@ -78,6 +78,15 @@ def test_images_beside_above_and_elsewhere(tmp_path: Path) -> None:
         opened(file, label_names=CLASSES)
 
 
+def test_rows_from_the_folder_above(tmp_path: Path) -> None:
+    for number in range(3):
+        write_image(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "annotations").mkdir()
+    rows = [(f"images/{number}.png", name) for number, name in enumerate(CLASSES)]
+    dataset = opened(write_rows(tmp_path / "annotations" / "train.csv", rows))
+    assert (dataset.root, dataset.paths) == (tmp_path, tuple(path for path, _ in rows))
+
+
 def test_names_by_their_end(tmp_path: Path) -> None:
     for number, name in enumerate(CLASSES):
         write_image(tmp_path / "images" / f"a{number}.png")
