@@ -179,13 +179,9 @@ class TrustedSource:
 
     def check(self, session: Session) -> None:
         """Read the list of samples, where one is given, so that what is wrong with it shows before any work."""
-        if (
-            self._source is not None
-            and self._chosen is None
-            and (self._source == STDIO or not _is_folder(self._source))
-        ):
-            self._chosen = self.given(session, self._source)
-            self._chosen_from = session.training.fingerprint
+        source = self._source
+        if source is not None and self._chosen is None and (source == STDIO or not _is_folder(source)):
+            self._chosen = self.given(session, source)
 
     @staticmethod
     def given(session: Session, source: str, *, forget: bool = False) -> TrustedSet:
