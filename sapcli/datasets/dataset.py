@@ -250,7 +250,8 @@ def _folder_for(
         said = f"{source.listed.file}: its rows lie in {shown(divided)}, and are used as those (--split . takes all)"
         return splits.chosen(role.value, optional=optional), (said,)
     if optional:
-        return None, ()
+        # A list of images has the labels of class folders, and may have images of several splits.
+        return None if source.is_label_file else splits.chosen(role.value, optional=True), ()
     name = listed_folder(source, splits, role.value, meant)
     return splits.chosen(role.value, optional=False) if name is None else name, ()
 

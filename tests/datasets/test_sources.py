@@ -57,6 +57,17 @@ def test_a_list_of_all_splits_is_divided_by_them_and_that_is_said(data: Path) ->
     assert open_dataset(data / "all.csv", Role.CHOOSE, 3) is None
 
 
+def test_a_plain_list_of_all_splits_is_divided_by_them(data: Path) -> None:
+    rows = [f"{split}/{label}/0.png" for split in ("train", "test") for label in CLASSES]
+    (data / "all.txt").write_text("\n".join(rows))
+    assert opened(data / "all.txt").paths == tuple(sorted(rows[:3]))
+    test = open_dataset(data / "all.txt", Role.CONFIRM, 3)
+    assert test is not None
+    assert test.paths == tuple(sorted(rows[3:]))
+    (data / "val.txt").write_text("\n".join(rows[:3]))
+    assert opened(data / "val.txt", Role.CHOOSE, dedicated=True).paths == tuple(sorted(rows[:3]))
+
+
 def test_images_beside_above_and_elsewhere(tmp_path: Path) -> None:
     for number in range(3):
         write_image(tmp_path / "pictures" / f"{number}.png")
