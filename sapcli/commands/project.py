@@ -128,6 +128,10 @@ def _project(
     outputs = [("-o", destination_index(checkpoint, destination)), ("--summary", record.summary), *inputs.writes()]
     outputs += [("-o", path) for path in written] + [("--report", file) for file in record.report or ()]
     check_outputs(outputs, _reads(inputs, request, checkpoint, others))
+    trust.check(session)
+    forgotten = None
+    if request.projection.forget is not None:
+        forgotten = trust.given(session, request.projection.forget, forget=True)
     check_patterns(session.weight_names, settings.layers, settings.skip_layers)
     introduce(session, session.training)
     terminal.note(_announcement(session, request, settings, destination))
@@ -146,8 +150,8 @@ def _project(
 
     bases, samples = _artifacts(session, request, settings, trust)
     forget = None
-    if request.projection.forget is not None:
-        forget = session.bases(session.trusted_samples(trust.given(session, request.projection.forget)))
+    if forgotten is not None:
+        forget = session.bases(session.trusted_samples(forgotten))
     repair, correction = run_repair(session, settings, bases, samples, forget)
     for images in filter(None, (session.training_images, session.validation_images)):
         tell_of_images(terminal, images)

@@ -43,6 +43,8 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     outputs = [("-o", destination), ("--html", options.html), ("--apply-to", written), *inputs.writes()]
     if correction is not None and correction.form is LabelForm.LINKS:
         correction.check_outside(dataset.root)
+        if dataset.contained:
+            raise UsageError(f"the images of {dataset.root} lie inside of files", "use --apply csv instead of links")
     check_outputs(outputs, inputs.reads(session.checkpoint, truth=options.truth))
     truth = None if options.truth is None else read_truth(options.truth, dataset)
     introduce(session, dataset)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from sapcli.datasets.folders import holds_images
-from sapcli.datasets.labels.label_files import LabelFile, read_class_map
+from sapcli.datasets.labels.class_maps import read_class_map
+from sapcli.datasets.labels.label_files import LabelFile
 from sapcli.datasets.labels.label_numbers import numbered_classes, whole_number
 from sapcli.errors import DatasetError
 
@@ -118,7 +119,7 @@ def resolve_class_names(
     elif class_map:
         names = _names_of_map(num_classes, mapping, class_map)
     else:
-        names = _imagenet_ids(num_classes, found.folders) or _names_on_disk(num_classes, found)
+        names = _imagenet_ids(num_classes, found.folders or found.labels) or _names_on_disk(num_classes, found)
     aliases = _imagenet_aliases(names, {*found.folders, *found.labels})
     plain = ClassNames(names, aliases)
     for folder, value in mapping.items():

@@ -11,6 +11,7 @@ import binascii
 import os
 from collections.abc import Collection, Sequence
 
+from sapcli.datasets.containers.members import member_size
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.file_digests import file_digest
 
@@ -33,8 +34,9 @@ def find_contents(dataset: Dataset, contents: Collection[Content]) -> dict[int, 
     found = {}
     for index, name in enumerate(dataset.paths) if wanted else ():
         path = f"{dataset.root}/{name}"
-        status = _status(path)
-        if status and _size(status.st_size) in sizes and (content := _content(path)) in wanted:
+        length = _length(path)
+        length = member_size(path) if length is None else length
+        if length is not None and _size(length) in sizes and (content := _content(path)) in wanted:
             assert content is not None
             found[index] = content
     return found
@@ -55,10 +57,10 @@ def from_text(text: str) -> frozenset[Content]:
     return frozenset(joined[start : start + _CONTENT_BYTES] for start in range(0, whole, _CONTENT_BYTES))
 
 
-def _status(path: str) -> os.stat_result | None:
-    """Size and time of change of a file; `None` for what is gone."""
+def _length(path: str) -> int | None:
+    """The size of a file; `None` for what is gone."""
     try:
-        return os.stat(path)  # noqa: PTH116 (of thousands, without making an object of each name)
+        return os.stat(path).st_size  # noqa: PTH116 (of thousands, without making an object of each name)
     except (OSError, ValueError):
         return None
 

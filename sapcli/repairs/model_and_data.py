@@ -199,6 +199,8 @@ class ModelAndData:
                 label_names=label_names,
                 labels=self.source.labels,
                 class_map=self.source.class_map,
+                # Where validation images are named, a label file is not asked for some.
+                undivided=role is Role.LEARN and self.source.validation is not None,
                 digests=self._digests,
             )
 
@@ -219,8 +221,11 @@ class ModelAndData:
 
     def _said(self, dataset: Dataset | None) -> Dataset | None:
         """A dataset, once what was guessed or left out in opening it is said."""
-        for remark in dataset.remarks if dataset is not None else ():
-            self.progress.warn(remark)
+        if dataset is not None:
+            for note in dataset.notes:
+                self.progress.note(note)
+            for remark in dataset.remarks:
+                self.progress.warn(remark)
         return dataset
 
     @property

@@ -514,7 +514,7 @@ LABELS = [
         f"path,label\n{IMAGE.removeprefix('data/')},red\n{IMAGE.removeprefix('data/')},blue\n",
         "already",
     ),
-    labels("wrong header", "file,class\na.png,red\n", "header"),
+    labels("wrong header", "note,class\na.png,red\n", "header"),
     labels("not UTF-8", b"path,label\na\xff.png,red\n", "UTF-8"),
     labels("blank line", "path,label\n\ntrain/red/00.png,red\n", "blank"),
     labels("open quote", 'path,label\n"train/red/00.png,red\n', "CSV"),

@@ -16,12 +16,13 @@ from sapcli.commands.line.settings_file import UsedSettings
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.decoding import Scaling, longest_side
 from sapcli.datasets.images import Images
+from sapcli.datasets.labels.marked_samples import MarkedSamples, read_marked, read_mask
 from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
 from sapcli.machine.reading import read_input
 from sapcli.machine.results import descriptor_of
-from sapcli.repairs.selection import TrustedSet, parse_trusted
+from sapcli.repairs.selection import TrustedSet, marked_samples, parse_trusted
 from sapcli.repairs.session import Samples, Session
 from sapcli.settings import Exif
 
@@ -156,12 +157,13 @@ class TrustedSource:
         Raises:
             UsageError: They were chosen among other images, or under other classes.
         """
-        if self._source is not None and self._source != STDIO and Path(self._source).is_dir():
+        if self._source is not None and self._source != STDIO and _is_folder(self._source):
             return session.folder_samples(Path(self._source))
         if self._chosen is None:
             select = session.select
             given = self._source
             self._chosen = select(self._selection.to_settings()) if given is None else self.given(session, given)
+        if not self._chosen_from:
             self._chosen_from = session.training.fingerprint
         elif self._chosen_from != session.training.fingerprint:
             raise UsageError(
@@ -169,10 +171,24 @@ class TrustedSource:
             )
         return session.trusted_samples(self._chosen)
 
+    def check(self, session: Session) -> None:
+        """Read the list of samples, where one is given, so that what is wrong with it shows before any work."""
+        source = self._source
+        if source is not None and self._chosen is None and (source == STDIO or not _is_folder(source)):
+            self._chosen = self.given(session, source)
+
     @staticmethod
-    def given(session: Session, source: str) -> TrustedSet:
-        """The list of samples in a file or on stdin."""
+    def given(session: Session, source: str, *, forget: bool = False) -> TrustedSet:
+        """The list of samples in a file or on stdin.
+
+        Args:
+            session: What they are samples of.
+            source: A file, or `-` for stdin.
+            forget: Whether they are the forget set: of a list with a yes or no for each, those with wrong labels.
+        """
         name = "stdin" if source == STDIO else source
+        if Path(source).suffix.lower() == ".npy":
+            return TrustedSource._marked(session, read_mask(Path(source), wrong=forget), name)
         try:
             content = read_input(source)
         except (OSError, ValueError) as error:
@@ -182,7 +198,25 @@ class TrustedSource:
         text = content.decode("utf-8", "surrogateescape")
         # As `sap suspects -0` and `find -print0` write it, and no other list: a path may hold line breaks.
         lines = text.removesuffix("\0").split("\0") if text.endswith("\0") else text.split("\n")
-        return parse_trusted(lines, name, session.training)
+        marked = read_marked(lines, name, wrong=forget)
+        return (
+            parse_trusted(lines, name, session.training)
+            if marked is None
+            else TrustedSource._marked(session, marked, name)
+        )
+
+    @staticmethod
+    def _marked(session: Session, marked: MarkedSamples, name: str) -> TrustedSet:
+        found = marked_samples(marked, name, session.training)
+        session.progress.note(f"{name}: {len(found.samples):,} of {marked.total:,}: {marked.understood}")
+        return found
+
+
+def _is_folder(source: str) -> bool:
+    try:
+        return Path(source).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def given_bases(source: str) -> Bases:

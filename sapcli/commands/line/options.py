@@ -63,7 +63,8 @@ DataArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="A folder of class folders, or of train/, val/ and test/ with them; or a CSV with path,label.",
+        help="A folder of class folders, or of train/, val/ and test/ with them; or a CSV with path,label, an archive,"
+        " WebDataset shards, Parquet files and others.",
     ),
 ]
 
@@ -166,7 +167,12 @@ class DataOptions:
     ] = None
     labels: Annotated[
         Path | None,
-        option("--labels", panel=DATA, metavar="FILE", help="A CSV with path,label, instead of the folders' labels."),
+        option(
+            "--labels",
+            panel=DATA,
+            metavar="FILE",
+            help="A CSV with path,label, instead of the folders' labels; or FILE:COLUMN.",
+        ),
     ] = None
     class_map: Annotated[
         Path | None,

@@ -68,7 +68,12 @@ class ProjectionOptions:
     ] = BatchNorm.REESTIMATE
     forget: Annotated[
         str | None,
-        option("--forget", panel=REPAIR, metavar="FILE", help="Suspected samples whose directions are taken away."),
+        option(
+            "--forget",
+            panel=REPAIR,
+            metavar="FILE",
+            help="Suspected samples whose directions are taken away; a list, or a table with is_label_issue.",
+        ),
     ] = None
     forget_mode: Annotated[
         ForgetMode,

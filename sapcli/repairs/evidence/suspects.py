@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.classes import ClassNames
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.labels.label_files import read_labels
+from sapcli.datasets.labels.label_files import LabelFile, read_labels
 from sapcli.errors import DatasetError
 from sapcli.machine.files import write_error
 from sapcli.machine.text import escaped
@@ -99,6 +99,8 @@ def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
         DatasetError: The file cannot be read, names no sample of the dataset, or a class that the dataset has not.
     """
     rows = read_labels(file, column="true")
+    if rows.is_ordered:
+        rows = _in_order(rows, dataset)
     names = ClassNames(dataset.classes)
     known = set(dataset.paths)
     truth: dict[str, int] = {}
@@ -119,6 +121,17 @@ def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
             f"give lines of path,true with paths as they are there, such as {dataset.paths[0]}",
         )
     return truth
+
+
+def _in_order(labels: LabelFile, dataset: Dataset) -> LabelFile:
+    """Labels in the order of the samples, each with its sample's path."""
+    if len(labels.rows) != len(dataset.paths):
+        raise DatasetError(
+            f"{labels.file} has {len(labels.rows):,} labels and no paths, and there are {len(dataset.paths):,} samples",
+            "give one label for each sample in their order, or lines of path,true",
+        )
+    pairs = zip(labels.rows, dataset.paths, strict=True)
+    return replace(labels, rows=tuple(replace(row, path=path) for row, path in pairs))
 
 
 def measure_detection(
@@ -206,8 +219,11 @@ def link_corrected(dataset: Dataset, labels: Mapping[str, str], folder: Path) ->
     A link's name is the image's path with dashes for slashes, so that none is there twice.
 
     Raises:
-        DatasetError: The folder is not empty or cannot be written, or a class has a name that no folder can have.
+        DatasetError: The folder is not empty or cannot be written, a class has a name that no folder can have, or the
+            images lie inside of files.
     """
+    if dataset.contained:
+        raise DatasetError(f"the images of {dataset.root} lie inside of files", "use --apply csv instead")
     for name in dataset.classes:
         if "/" in name or os.sep in name or name in ("", ".", ".."):
             raise DatasetError(f"the class {name!r} cannot be the name of a folder", "use --apply csv instead")
