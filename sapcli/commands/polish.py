@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sapcli.checkpoints import saving
 from sapcli.commands.line import console
-from sapcli.commands.line.inputs import Inputs, introduce, note_unchecked_order, tell_of_images
+from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import check_summary, destination_checkpoint, destination_index, report_forms
@@ -83,7 +83,7 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
     introduce(session, session.training)
     terminal.note(_announcement(session, settings, destination))
     done = run_polish(session, settings, ranks)
-    note_unchecked_order(session)
+    session.ensure_order_checked()
     for images in filter(None, (session.training_images, session.validation_images)):
         tell_of_images(terminal, images)
     rows = polish_rows(done)
