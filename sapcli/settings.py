@@ -103,6 +103,14 @@ class LabelForm(StrEnum):
     LINKS = "links"
 
 
+class WeightsFormat(StrEnum):
+    """How a corrected checkpoint is written."""
+
+    SAFETENSORS = "safetensors"
+    PTH = "pth"
+    """The training file itself, with new weights in the place of the old ones."""
+
+
 class PlanFormat(StrEnum):
     """How a plan is written."""
 

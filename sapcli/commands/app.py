@@ -28,7 +28,7 @@ from sapcli.commands.line.options import (
     option,
 )
 from sapcli.commands.line.parsing import finite
-from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
+from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions, WritingOptions
 from sapcli.commands.line.settings_file import default_map, find_settings, named_settings
 from sapcli.commands.line.suspects_options import SuspectsOptions
 from sapcli.settings import OutputFormat, PlanFormat, ReportForm
@@ -147,6 +147,7 @@ def project(
     projection: ProjectionOptions,
     run: RunOptions,
     output: OutputOptions,
+    writing: WritingOptions,
     record: RecordOptions,
     trusted: Trusted = None,
     all_rows: AllRows = False,
@@ -176,8 +177,8 @@ def project(
     from sapcli.commands.project import Request
     from sapcli.commands.project import project as command
 
-    request = Request(selection, trusted, projection, output, record, require_gain, dry_run)
-    command(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows), request)
+    request = Request(selection, trusted, projection, output, writing, record, require_gain, dry_run)
+    command(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows, writing.keep_extra), request)
 
 
 @app.command()

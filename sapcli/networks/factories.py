@@ -11,6 +11,7 @@ import difflib
 import functools
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _WEIGHT_ARGUMENTS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
 )
 
+_NAME = re.compile(r"[a-z][\w.]{1,99}")
 _CORRECT = "Correct the factory, or its arguments (--arch-arg key=value); --debug shows the traceback."
 
 _RANDOM_FILLS = frozenset(
@@ -219,6 +221,21 @@ def find_factory(spec: str) -> Factory:
     place, _, name = spec.rpartition(":")
     own = load_own_code(spec, place)
     return Factory(spec, own.get(spec, name), own)
+
+
+def known_library(name: str, *, prefers_timm: bool = True) -> str | None:
+    """The library that has a network of that name, without imports for names that can be none's.
+
+    Args:
+        name: A bare name, or one with its library before it (`torchvision:resnet18`, `timm/resnet18`).
+        prefers_timm: Which of both goes first where both have it.
+    """
+    library, colon, bare = _without_hub(name).rpartition(":")
+    if not _NAME.fullmatch(bare) or (colon and library not in {"timm", "torchvision"}):
+        return None
+    find = {"timm": _find_timm, "torchvision": _find_torchvision}
+    order = ("timm", "torchvision") if prefers_timm else ("torchvision", "timm")
+    return next((each for each in ((library,) if colon else order) if find[each](bare) is not None), None)
 
 
 def runs_own_code(spec: str) -> bool:

@@ -10,8 +10,9 @@ from typing import TypeGuard
 from sapcli.errors import ArchitectureError, SapError, UsageError
 from sapcli.settings import Exif, PreprocessingOverrides
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-_CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+"""What can be chosen, by timm's names."""
 
 # The effect of these on images of about the input's size is small; the other settings have no harmless value.
 _HARMLESS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
@@ -109,9 +110,9 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
         input_size=size,
         mean=mean,
         std=std,
-        interpolation=_one_of("interpolation", *chosen["interpolation"], _INTERPOLATIONS),
+        interpolation=_one_of("interpolation", *chosen["interpolation"], INTERPOLATIONS),
         crop_pct=crop_pct,
-        crop_mode=_one_of("crop_mode", *chosen["crop_mode"], _CROP_MODES),
+        crop_mode=_one_of("crop_mode", *chosen["crop_mode"], CROP_MODES),
         source=", ".join(dict.fromkeys(where for _, where in chosen.values())),
         exif=Exif(_one_of("exif", *chosen["exif"], tuple(Exif))) if "exif" in chosen else Exif.IGNORE,
     )

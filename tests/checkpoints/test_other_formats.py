@@ -232,7 +232,6 @@ def test_a_folder_whose_only_checkpoint_has_another_ending(tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("pytorch_model.bin.index.json", "shards of pickles"),
         ("saved_model.pb", "TensorFlow"),
         ("model.onnx", "an ONNX graph"),
         ("weights.h5", "an HDF5 file"),

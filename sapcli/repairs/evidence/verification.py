@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sapcli.activations.bases import Bases
 from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.checkpoints.training_file import NAMES_PREFIX
 from sapcli.errors import CheckpointError
 from sapcli.repairs.projected_weights import projected_weight, rescaled_gain
 from sapcli.settings import ForgetMode, Importance
@@ -107,12 +108,21 @@ def verify(checkpoint: Checkpoint, original: Checkpoint | None, bases: Sequence[
             "name the checkpoint that it was made from with --input",
         )
     )
+    original = _part(original, checkpoint)
     if list(original.entries.values()) != list(checkpoint.entries.values()):
         return [*findings, Finding(False, "the names, order, types and shapes of the tensors are the original's")]
     findings.append(_unclaimed_changes(claim, checkpoint, original))
     if bases:
         findings += _projections(claim, checkpoint, original, {found.samples: found for found in bases})
     return findings
+
+
+def _part(original: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
+    """Of a training file, the entries that a corrected file of it holds, under the names that they have there."""
+    prefix = checkpoint.metadata.get(NAMES_PREFIX, "")
+    names = {name: prefix + name for name in checkpoint.entries}
+    is_part = original.training is not None and original.training.is_part
+    return original.narrowed(names) if is_part and original.entries.keys() >= {*names.values()} else original
 
 
 def _unclaimed_changes(claim: Claim, checkpoint: Checkpoint, original: Checkpoint) -> Finding:

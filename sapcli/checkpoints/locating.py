@@ -1,0 +1,75 @@
+"""From what the user typed to the file of a checkpoint: folders are looked through."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sapcli.checkpoints.json_text import shown
+from sapcli.checkpoints.other_formats import in_folder
+from sapcli.errors import CheckpointError
+
+INDEX_SUFFIX = ".safetensors.index.json"
+PICKLED_INDEX_SUFFIX = ".bin.index.json"
+"""The endings of indices of shards, of safetensors files and of PyTorch's own."""
+
+CACHED_REPOSITORY = re.compile(r"[/\\]models--[^/\\]+?--(?P<name>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
+"""How a model's folder in the cache of `huggingface_hub` is called."""
+
+# As Hugging Face's libraries call the weights, whatever lies beside them.
+_USUAL_FILES = (
+    *("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin", f"pytorch_model{PICKLED_INDEX_SUFFIX}"),
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+)
+_ENDINGS = (INDEX_SUFFIX, PICKLED_INDEX_SUFFIX, ".safetensors", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar", ".bin")
+# What trainers save beside the weights in files of the same endings, to go on with the training.
+_TRAINING_STATE = re.compile(
+    r"(optimizer|optim|scheduler|lr_scheduler|scaler|rng_states?|random_states?|sampler|dl_state_dict"
+    r"|custom_checkpoint|training_args|trainer_state)([_.-].*)?\.(pt|pth|bin|pkl|ckpt|safetensors)"
+)
+_LISTED = 8
+# Where Lightning and others keep the checkpoints of a run, in its folder.
+_INNER_FOLDER = "checkpoints"
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """The checkpoint in a folder: the one with the usual name, else the only one.
+
+    Raises:
+        CheckpointError: There are several, which are named, or none.
+    """
+    for name in _USUAL_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    inner = folder / _INNER_FOLDER
+    for place in (folder, inner) if inner.is_dir() else (folder,):
+        found = list(_checkpoints(place))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(shown(path.name) for path in found[:_LISTED]) + (", ..." if len(found) > _LISTED else "")
+            raise CheckpointError(f"{place} holds {len(found)} checkpoints: {names}", "Name one of the files.")
+    other = in_folder(folder)
+    if other is not None:
+        raise other.error(str(folder))
+    raise CheckpointError(
+        f"{folder} is a folder without a .safetensors file or another checkpoint", "Name a checkpoint file."
+    )
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """All files in a folder that are checkpoints by their names; shards stand behind their index."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(_ENDINGS))
+    stems = [
+        name.removesuffix(ending)
+        for name in names
+        for ending in (INDEX_SUFFIX, PICKLED_INDEX_SUFFIX)
+        if name.endswith(ending)
+    ]
+    for name in names:
+        is_shard = not name.endswith(".json") and any(
+            name.startswith(f"{stem}-") and re.search(r"-of-\d+", name) for stem in stems
+        )
+        if not is_shard and not _TRAINING_STATE.fullmatch(name) and not name.startswith("."):
+            yield folder / name
