@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -17,8 +16,8 @@ from typing import IO, TYPE_CHECKING
 import torch
 
 from sapcli.checkpoints.entry_names import TRAINING_STATE, without_inner_wrappers
-from sapcli.checkpoints.json_text import MAX_HEADER, parse_json_object, shown
-from sapcli.checkpoints.locating import PICKLED_INDEX_SUFFIX, checkpoint_in
+from sapcli.checkpoints.json_text import MAX_HEADER, read_json_file, shown
+from sapcli.checkpoints.locating import PICKLED_INDEX_SUFFIX, checkpoint_in, is_transformers_folder
 from sapcli.checkpoints.module_versions import versions_as_metadata
 from sapcli.checkpoints.other_formats import HEAD, adapter_alone, by_content
 from sapcli.checkpoints.pytorch_file import is_pickled, read_pickled
@@ -63,6 +62,7 @@ class Checkpoint:
         training: What is known of a PyTorch file beside its tensors; None of others.
         remarks: What is to be said of how it was opened, a sentence each.
         names_in_files: From an entry's name to that in the file, where they differ.
+        known_as: From the network's names to the entries, where they are known by others than those in the file.
         folder: The folder that it was given as, where that is a model of transformers'; None of others.
     """
 
@@ -76,6 +76,7 @@ class Checkpoint:
     training: TrainingFile | None = None
     remarks: tuple[str, ...] = ()
     names_in_files: Mapping[str, str] = field(repr=False, default_factory=dict)
+    known_as: Mapping[str, str] = field(repr=False, default_factory=dict)
     folder: Path | None = None
 
     def read(self, name: str) -> Tensor:
@@ -123,7 +124,7 @@ class Checkpoint:
             CheckpointError: The file is there, but cannot be read as a JSON object.
         """
         path = self.path and self.path.with_name("config.json")
-        return _read_json(path) if path and path.is_file() else None
+        return read_json_file(path) if path and path.is_file() else None
 
     @cached_property
     def unwrapped_names(self) -> Mapping[str, str]:
@@ -132,6 +133,8 @@ class Checkpoint:
         So `layer1._orig_mod.conv` is `layer1.conv`. What stands at the beginning remains; see `candidate_prefixes`. Two
         entries that would get one name keep theirs.
         """
+        if self.known_as:
+            return self.known_as
         own = [name for name in self.entries if name not in self.beside]
         names = {without_inner_wrappers(name): name for name in own}
         return names if len(names) == len(own) else {name: name for name in own}
@@ -206,7 +209,7 @@ def _open_path(path: Path, choice: _Choice) -> Checkpoint:
     if path.is_dir():
         file = checkpoint_in(path)
         found = replace(_open_path(file, choice), source=source)
-        return replace(found, folder=path) if file.parent == path and _is_transformers(path) else found
+        return replace(found, folder=path) if file.parent == path and is_transformers_folder(path) else found
     mode = path.stat().st_mode
     if stat.S_ISFIFO(mode):
         return _open_file(spool_pipe(path), None, source, choice)
@@ -272,7 +275,7 @@ def _converted(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str
 
 def _open_shards(path: Path, source: str) -> Checkpoint:
     weight_map, shards = _listed_shards(path, ".safetensors")
-    index = _read_json(path)
+    index = read_json_file(path)
     files = _open_all_shards(path, shards)
     _check_index(path, weight_map, {(name, shard) for shard, file in files.items() for name in file.entries})
     about = index.get("metadata")
@@ -285,7 +288,7 @@ def _open_shards(path: Path, source: str) -> Checkpoint:
 
 def _listed_shards(path: Path, suffix: str) -> tuple[dict[str, str], list[str]]:
     """The shard of every tensor, as an index names them, and the shards in the order of their names; all are there."""
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_json_file(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map and so is no index of shards", "Name the checkpoint's index.")
     # An index names files beside it; anything else would let it read where the user did not point.
@@ -343,23 +346,6 @@ def _open_shard(path: Path) -> SafetensorsFile:
             f"{path} is a pickle or a zip archive, not a safetensors file", "Name shards of safetensors."
         )
     return SafetensorsFile(handle, str(path))
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        with path.open("rb") as handle:
-            text = handle.read(MAX_HEADER + 1)  # one more, by which it shows
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror}", "Check its permissions and its disk.") from error
-    return parse_json_object(text, str(path))
-
-
-def _is_transformers(folder: Path) -> bool:
-    """Whether a folder has a `config.json` of transformers'; one that cannot be read is told of elsewhere."""
-    with contextlib.suppress(CheckpointError):
-        config = _read_json(folder / "config.json")
-        return isinstance(config.get("model_type"), str) and isinstance(config.get("architectures"), list)
-    return False
 
 
 def _refuse_mostly_quantised(checkpoint: Checkpoint) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sapcli.checkpoints.json_text import shown
+from sapcli.checkpoints.json_text import read_json_file, shown
 from sapcli.checkpoints.other_formats import in_folder
 from sapcli.errors import CheckpointError
 
@@ -73,3 +74,11 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
         )
         if not is_shard and not _TRAINING_STATE.fullmatch(name) and not name.startswith("."):
             yield folder / name
+
+
+def is_transformers_folder(folder: Path) -> bool:
+    """Whether a folder has a `config.json` of transformers'; one that cannot be read is told of elsewhere."""
+    with contextlib.suppress(CheckpointError):
+        config = read_json_file(folder / "config.json")
+        return isinstance(config.get("model_type"), str) and isinstance(config.get("architectures"), list)
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -21,7 +22,7 @@ from torch import Tensor
 from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
 from sapcli.checkpoints.harmless_types import harmless_types_allowed
 from sapcli.checkpoints.json_text import MAX_HEADER, shown
-from sapcli.checkpoints.other_formats import by_archive
+from sapcli.checkpoints.other_formats import by_archive, by_objects
 from sapcli.checkpoints.pickle_limits import MAX_PICKLE, PickleLimits
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT
 from sapcli.checkpoints.training_file import LIGHTNING, TrainingFile, choose_state_dict, plain_values
@@ -45,7 +46,10 @@ _LEGACY_PICKLES = 5
 _TIMES_THE_FILE = 8
 _SMALL_FILE = 64 << 20
 _MAX_NESTING = 100
-_SAVE_HINT = "Where you trust the file, load it and save its state dict alone, best with safetensors' save_file."
+_SAVE_HINT = (
+    "Where you trust the file, save its state dict alone: torch.save("
+    "torch.load(FILE, weights_only=False)['state_dict'], 'model.pt'), or under whichever key it has."
+)
 
 
 def is_pickled(head: bytes) -> bool:
@@ -161,7 +165,7 @@ def _load(handle: IO[bytes], path: Path | None, source: str, *, restored: bool) 
     except Exception as error:
         # torch raises nearly every kind on damaged files. Its own text advises to run the pickle's code and stays out
         # of the message; the error that it was made from says what is wrong.
-        other = by_archive(handle, "" if path is None else path.name)
+        other = by_archive(handle, "" if path is None else path.name) or by_objects(_pickle_of(handle))
         if other is not None:
             raise other.error(source) from error
         cause = error.__context__ if isinstance(error, UnpicklingError) and error.__context__ else error
@@ -172,6 +176,22 @@ def _load(handle: IO[bytes], path: Path | None, source: str, *, restored: bool) 
         raise CheckpointError(
             f"Cannot read {source} as weights without running code: {_in_plain_words(cause)}", _SAVE_HINT
         ) from error
+
+
+def _pickle_of(handle: IO[bytes]) -> bytes:
+    """The pickle in a file of PyTorch's; nothing where it cannot be found."""
+    with contextlib.suppress(Exception):  # of a damaged file, anything
+        handle.seek(0)
+        if handle.read(4) == _ZIP:
+            with zipfile.ZipFile(handle) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                with archive.open(name) as member:
+                    return member.read(MAX_PICKLE)
+        handle.seek(0)
+        whole = handle.read(MAX_PICKLE)
+        # Before it stand a magic number, a version and facts about the system.
+        return whole[next(iter(list(re.finditer(rb"\.\x80\x02", whole))[2:3])).end() - 2 :]
+    return b""
 
 
 def _in_plain_words(error: BaseException) -> str:

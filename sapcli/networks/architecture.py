@@ -165,7 +165,7 @@ def _fitting(
     trained = description.trained
     try:
         factory = find_factory(name or name_of_only_match(checkpoint))
-        return factory, fitting_plan(checkpoint, factory, given, requested)
+        return factory, fitting_plan(factory.renamed(checkpoint, given), factory, given, requested)
     except ArchitectureError:
         if trained is None or name is None or name != trained.name or description.source != trained.source:
             raise
@@ -190,6 +190,7 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, device: torch
     """
     factory = architecture.factory or find_factory(architecture.name)
     arguments = _with_classes(factory, architecture.arguments, architecture.num_classes)
+    checkpoint = factory.renamed(checkpoint, architecture.arguments)
     if factory.own is None:
         return _library_model(checkpoint, architecture, factory, arguments, device)
     size = architecture.preprocessing.input_size

@@ -13,6 +13,8 @@ from sapcli.checkpoints.pytorch_file import LABEL_NAMES_KEY
 from sapcli.errors import ArchitectureError, SapError
 from sapcli.machine.text import can_be_printed
 from sapcli.networks.factories import runs_own_code
+from sapcli.networks.huggingface.classifiers import PREFIX, classifier_named_by, network_config
+from sapcli.networks.huggingface.image_processor import processor_settings
 from sapcli.networks.training_arguments import TrainingArguments, training_arguments
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
     The label names and the preprocessing belong to the weights, whoever names the architecture; the arguments and the
     preprocessing only count where they were written for the architecture that is used.
     """
-    own_config, passed_over = _config(checkpoint, is_named=spec is not None)
+    own_config, passed_over = _config(checkpoint, is_named=spec is not None and not spec.startswith(PREFIX))
     written = [own_config, _description(_metadata_config(checkpoint.metadata), "the metadata")]
     first, second = (item.name for item in written)
     is_ours = f"{_METADATA_PREFIX}architecture" in checkpoint.metadata
@@ -106,11 +108,25 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
 def _config(checkpoint: Checkpoint, *, is_named: bool) -> tuple[Description, tuple[str, ...]]:
     """What `config.json` says; where the user names the architecture, one that cannot be understood stops nothing."""
     try:
-        return _description(checkpoint.config or {}, "config.json"), ()
+        config = checkpoint.config or {}
+        name = None if is_named else classifier_named_by(config)
+        if name is not None:
+            return _of_transformers(checkpoint, config, name), ()
+        return _description(config, "config.json"), ()
     except SapError as error:
         if not is_named:
             raise
         return Description(None, "config.json"), (f"config.json is not used: {error.message}",)
+
+
+def _of_transformers(checkpoint: Checkpoint, config: Mapping[str, object], name: str) -> Description:
+    """What a `config.json` of transformers says, and the image processor beside it."""
+    assert checkpoint.path is not None
+    settings = processor_settings(checkpoint.path.parent, checkpoint.source)
+    named = _named_classes(config, "config.json")
+    arguments = {"config": network_config(config)}
+    names = named[0].names if named else None
+    return Description(name, "config.json", arguments, settings or {}, names, tuple(named))
 
 
 def describes_itself(checkpoint: Checkpoint) -> bool:

@@ -31,14 +31,13 @@ class Pictures:
 
 
 def write_pictures(folder: Path, sizes: Sequence[tuple[int, int]] = ((32, 32),)) -> Pictures:
-    """Forty images of four classes, of smooth noise around a colour; the sizes (width, height) take turns."""
+    """Forty images in four class folders, of smooth noise that tells nothing; the sizes (width, height) take turns."""
     generator = np.random.default_rng(0)
     paths, labels = [], []
-    for label, name in enumerate(CLASSES):
+    for name in CLASSES:
         (folder / name).mkdir(parents=True)
         for number in range(_OF_EACH):
             coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-            coarse[..., label % 3] //= 2
             path = folder / name / f"{number}.png"
             size = sizes[number % len(sizes)]
             Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
