@@ -17,7 +17,12 @@ import torch
 
 from sapcli.checkpoints.entry_names import TRAINING_STATE, without_inner_wrappers
 from sapcli.checkpoints.json_text import MAX_HEADER, read_json_file, shown
-from sapcli.checkpoints.locating import PICKLED_INDEX_SUFFIX, checkpoint_in, is_transformers_folder
+from sapcli.checkpoints.locating import (
+    PICKLED_INDEX_SUFFIX,
+    checkpoint_in,
+    is_transformers_folder,
+    referenced_path,
+)
 from sapcli.checkpoints.module_versions import versions_as_metadata
 from sapcli.checkpoints.other_formats import HEAD, adapter_alone, by_content
 from sapcli.checkpoints.pytorch_file import is_pickled, read_pickled
@@ -162,7 +167,7 @@ def open_checkpoint(source: str | Path, *, weights: str | None = None, keep_extr
     Args:
         source: A safetensors file; an index of shards; a folder with `model.safetensors`, its index, or a single
             other checkpoint; a PyTorch file (`.pt`, `.pth`, `.bin`), loaded without running code and copied to a
-            temporary safetensors file; a pipe; or "-" for standard input.
+            temporary safetensors file; a reference to the Hub; a pipe; or "-" for standard input.
         weights: Which of the state dicts in a training file: `ema` for an average, else a key; None for the usual one.
         keep_extra: Whether tensors that lie beside the state dict of a training file are entries, too.
 
@@ -174,7 +179,7 @@ def open_checkpoint(source: str | Path, *, weights: str | None = None, keep_extr
     """
     choice = _Choice(weights, keep_extra)
     try:
-        checkpoint = _standard_input(choice) if str(source) == STANDARD_INPUT else _open_path(Path(source), choice)
+        checkpoint = _standard_input(choice) if str(source) == STANDARD_INPUT else _open_named(source, choice)
     except (OSError, ValueError) as error:  # A path with a null character is a ValueError.
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"Cannot read {source}: {reason}", "Check the path and its permissions.") from error
@@ -202,6 +207,11 @@ def _standard_input(choice: _Choice) -> Checkpoint:
     if sys.stdin is None or sys.stdin.isatty():
         raise CheckpointError("Standard input is a terminal, expected a checkpoint", "Pipe one in, or name a file.")
     return _open_file(spool(sys.stdin.buffer, "standard input"), None, "standard input", choice)
+
+
+def _open_named(source: str | Path, choice: _Choice) -> Checkpoint:
+    local = referenced_path(str(source))
+    return _open_path(Path(source), choice) if local is None else replace(_open_path(local, choice), source=str(source))
 
 
 def _open_path(path: Path, choice: _Choice) -> Checkpoint:

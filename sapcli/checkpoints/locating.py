@@ -18,6 +18,14 @@ PICKLED_INDEX_SUFFIX = ".bin.index.json"
 CACHED_REPOSITORY = re.compile(r"[/\\]models--[^/\\]+?--(?P<name>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
 """How a model's folder in the cache of `huggingface_hub` is called."""
 
+# A repository of the Hub, with a revision and a path in it, as timm and huggingface_hub write it.
+_REFERENCE = re.compile(
+    r"(hf-hub:|hf_hub:|hf://)(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?/?(?P<inside>[^@]*)"
+)
+# What a checkpoint consists of; of weights in several forms, one is enough.
+_ABOUT = ["*.json", "*.md", "*.txt"]
+_DOWNLOADED = ([*_ABOUT, "*.safetensors"], [*_ABOUT, "*.bin"])
+
 # As Hugging Face's libraries call the weights, whatever lies beside them.
 _USUAL_FILES = (
     *("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin", f"pytorch_model{PICKLED_INDEX_SUFFIX}"),
@@ -57,6 +65,51 @@ def checkpoint_in(folder: Path) -> Path:
     raise CheckpointError(
         f"{folder} is a folder without a .safetensors file or another checkpoint", "Name a checkpoint file."
     )
+
+
+def referenced_path(source: str) -> Path | None:
+    """The local copy of what a reference to the Hub names, from the cache of `huggingface_hub`; None of a plain path.
+
+    What is not in the cache is downloaded into it, unless `HF_HUB_OFFLINE` says otherwise.
+
+    Args:
+        source: `hf-hub:OWNER/NAME` or `hf://OWNER/NAME`, perhaps with `@REVISION` and a path in the repository.
+
+    Raises:
+        CheckpointError: It is not in the cache and cannot be downloaded, or `huggingface_hub` is not installed.
+    """
+    match = _REFERENCE.fullmatch(source)
+    if match is None:
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise CheckpointError(
+            f"{source} is on the Hugging Face Hub, and huggingface_hub is not installed",
+            "Install it with: pip install huggingface_hub.",
+        ) from error
+    options = {"repo_id": match["repository"], "revision": match["revision"]}
+    failure: Exception | None = None
+    for more in ({"local_files_only": True}, *({"allow_patterns": patterns} for patterns in _DOWNLOADED)):
+        try:
+            folder = Path(snapshot_download(**options, **more))
+        except Exception as error:  # of the network, of the Hub, or of the cache
+            failure = failure or error
+            if "local_files_only" not in more:
+                break
+            continue
+        if _holds_weights(folder / match["inside"]):
+            return folder / match["inside"]
+    raise CheckpointError(
+        f"{source} is not in the cache of huggingface_hub, and could not be downloaded",
+        f"Where there is a connection: hf download {match['repository']}; else name a local folder.",
+    ) from failure
+
+
+def _holds_weights(place: Path) -> bool:
+    if not place.is_dir():
+        return place.exists()
+    return any((place / name).is_file() for name in _USUAL_FILES) or any(_checkpoints(place))
 
 
 def _checkpoints(folder: Path) -> Iterator[Path]:

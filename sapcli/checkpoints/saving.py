@@ -14,7 +14,7 @@ import torch
 
 from sapcli.checkpoints.checkpoint import Form, update_digest
 from sapcli.checkpoints.json_text import shown
-from sapcli.checkpoints.locating import INDEX_SUFFIX, PICKLED_INDEX_SUFFIX
+from sapcli.checkpoints.locating import CACHED_REPOSITORY, INDEX_SUFFIX, PICKLED_INDEX_SUFFIX
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, tensor_bytes, write_tensors
 from sapcli.errors import CheckpointError, NumericsError, UsageError
 from sapcli.machine.files import atomic_write, pending_files, write_error
@@ -139,12 +139,18 @@ def write_safetensors(
 def default_output(checkpoint: Checkpoint) -> Path:
     """Where a repaired checkpoint goes without a word from the user: beside the input, with `.sap` in its name.
 
+    One from the cache of `huggingface_hub` goes into the working folder, under its repository's name.
+
     Raises:
         UsageError: The checkpoint came through a pipe and so lies nowhere.
     """
     if checkpoint.path is None:
         raise UsageError(f"{checkpoint.source} has no place for an output beside it", "Name the output with -o FILE.")
     name = checkpoint.path.name
+    cached = CACHED_REPOSITORY.search(str(checkpoint.path.parent.absolute()))
+    if cached is not None and checkpoint.form is not Form.SHARDED:
+        # A cache is no place for results, and the names in it tell nothing.
+        return Path(f"{cached['name']}.sap.safetensors")
     if checkpoint.form is Form.SHARDED:
         return checkpoint.path.with_name(f"{_index_stem(name)}.sap{INDEX_SUFFIX}")
     return checkpoint.path.with_name(f"{_stem(name)}.sap.safetensors")

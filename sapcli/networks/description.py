@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sapcli.checkpoints.checkpoint import Checkpoint
 
 _METADATA_PREFIX = "sap."
+_FLAT = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 T = TypeVar("T")
 
@@ -146,7 +147,7 @@ def _identity(spec: str) -> tuple[str, str]:
 
 def _description(config: Mapping[str, object], source: str) -> Description:
     """Read a configuration in timm's schema."""
-    settings = _typed(config, "pretrained_cfg", dict, source) or {}
+    settings = _typed(config, "pretrained_cfg", dict, source) or _flat_settings(config)
     arguments = _typed(config, "model_args", dict, source) or {}
     labels = config.get("label_names") or settings.get("label_names")
     named_classes = _named_classes(config, source)
@@ -163,6 +164,11 @@ def _description(config: Mapping[str, object], source: str) -> Description:
         label_names=named_classes[0].names if named_classes else None,
         named_classes=tuple(named_classes),
     )
+
+
+def _flat_settings(config: Mapping[str, object]) -> dict[str, object]:
+    """The preprocessing where timm's older versions have it: beside `architecture`, in no `pretrained_cfg`."""
+    return {key: config[key] for key in _FLAT if key in config} if "architecture" in config else {}
 
 
 def _named_classes(config: Mapping[str, object], source: str) -> list[NamedClasses]:

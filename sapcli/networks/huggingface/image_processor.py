@@ -145,4 +145,5 @@ def _pixels(processor: Any, image: Image.Image) -> npt.NDArray[np.uint8]:
     values: npt.NDArray[Any] = np.asarray(processor(images=image, return_tensors="pt", **options)["pixel_values"])[0]
     if values.dtype == np.uint8:
         return values
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    rounded: npt.NDArray[np.uint8] = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return rounded

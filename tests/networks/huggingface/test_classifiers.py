@@ -36,7 +36,7 @@ def test_another_kind_of_model_is_named(named: str) -> None:
 def test_what_shapes_the_network_is_kept_and_nothing_that_chooses_code() -> None:
     config = {
         "model_type": "clip", "hidden_size": 16, "auto_map": {"AutoModel": "code.Model"}, "id2label": {"0": "a"},
-        "vision_config": {"image_size": 32, "bos_token_id": 49406, "dtype": "float16"}, "text_config": {"vocab_size": 9},
+        "vision_config": {"image_size": 32, "bos_token_id": 49406, "dtype": "float16"}, "text_config": {"x": 9},
     }  # fmt: skip
     assert network_config(config) == {
         "model_type": "clip", "hidden_size": 16, "vision_config": {"image_size": 32},
