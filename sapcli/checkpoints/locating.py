@@ -88,16 +88,21 @@ def referenced_path(source: str) -> Path | None:
             f"{source} is on the Hugging Face Hub, and huggingface_hub is not installed",
             "Install it with: pip install huggingface_hub.",
         ) from error
-    options = {"repo_id": match["repository"], "revision": match["revision"]}
     failure: Exception | None = None
-    for more in ({"local_files_only": True}, *({"allow_patterns": patterns} for patterns in _DOWNLOADED)):
+    for patterns in (None, *_DOWNLOADED):
         try:
-            folder = Path(snapshot_download(**options, **more))
+            copy = snapshot_download(
+                match["repository"],
+                revision=match["revision"],
+                local_files_only=patterns is None,
+                allow_patterns=patterns,
+            )
         except Exception as error:  # of the network, of the Hub, or of the cache
             failure = failure or error
-            if "local_files_only" not in more:
+            if patterns is not None:
                 break
             continue
+        folder = Path(copy)
         if _holds_weights(folder / match["inside"]):
             return folder / match["inside"]
     raise CheckpointError(

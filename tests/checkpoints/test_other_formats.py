@@ -110,6 +110,31 @@ def tar(file: Path) -> None:
         archive.addfile(member, io.BytesIO(content))
 
 
+def whole(file: Path) -> None:
+    torch.save(small(), file)
+
+
+def whole_in_a_training_file(file: Path) -> None:
+    """As ultralytics and YOLOv5 save it."""
+    torch.save({"epoch": 3, "model": small(), "optimizer": None}, file)
+
+
+def of_scikit_learn(file: Path, with_joblib: bool = False) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    model = linear_model.LogisticRegression().fit(np.eye(4), [0, 1, 0, 1])
+    if with_joblib:
+        pytest.importorskip("joblib").dump(model, file)
+    else:
+        file.write_bytes(pickle.dumps(model))
+
+
+def torchserve(file: Path) -> None:
+    # https://github.com/pytorch/serve/tree/master/model-archiver: a zip archive with MAR-INF/MANIFEST.json
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", "{}")
+        archive.writestr("model.pt", "x")
+
+
 def keras(file: Path) -> None:
     # https://keras.io/api/saving/: "a zip archive" of config.json, metadata.json and model.weights.h5
     with zipfile.ZipFile(file, "w") as archive:
@@ -148,6 +173,28 @@ KINDS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "TensorFlow Lite": ("a.tflite", written(b"\x1c\0\0\0TFL3" + bytes(64)), "a TensorFlow Lite model", "made from"),
     "TensorFlow": ("saved_model.pb", written(b"\x08\x01\x12\x80\xff" + bytes(64)), "a TensorFlow model", "PyTorch"),
     "Flax": ("flax_model.msgpack", written(b"\x82\xa6params\x81" + bytes(64)), "a Flax checkpoint", "PyTorch"),
+    "whole network": ("model.pt", whole, "a whole pickled network", "state_dict()"),
+    "whole network, older": (
+        "model.pth", lambda file: torch.save(small(), file, _use_new_zipfile_serialization=False),
+        "a whole pickled network", "state_dict()"),
+    "whole network in a training file": (
+        "last.pt", whole_in_a_training_file, "a training file with a whole pickled network under 'model'", "['model']"),
+    "scikit-learn": ("model.pkl", of_scikit_learn, "a scikit-learn model", "neural network"),
+    "joblib": ("model.joblib", lambda file: of_scikit_learn(file, True), "a scikit-learn model", "neural network"),
+    "MXNet": ("net-0001.params", written(struct.pack("<QQ", 0x112, 0) + bytes(64)), "an MXNet checkpoint", "mxnet.nd"),
+    "PaddlePaddle": ("model.pdparams", pickled(4), "a PaddlePaddle checkpoint", "paddle.load"),
+    "ExecuTorch": ("model.pte", written(b"\x1c\0\0\0ET12" + bytes(64)), "an ExecuTorch program", "made from"),
+    "ONNX Runtime": ("model.ort", written(b"\x1c\0\0\0ORTM" + bytes(64)), "ONNX Runtime's own format", "made from"),
+    "OpenVINO": ("model.xml", written(b'<?xml version="1.0"?>\n<net name="m" version="11">'), "OpenVINO", "made from"),
+    "ncnn": ("model.param", written(b"7767517\n75 83\nInput data 0 1 data"), "an ncnn model", "made from"),
+    "Darknet": ("yolo.weights", written(struct.pack("<iiiq", 0, 2, 5, 32013312) + bytes(64)), "Darknet", "PyTorch"),
+    "Caffe": ("net.caffemodel", written(b"\x0a\x07AlexNet" + bytes(64)), "a Caffe model", "PyTorch"),
+    "Torch7": ("model.t7", written(struct.pack("<ii", 4, 1) + bytes(64)), "a Torch7 file", "PyTorch"),
+    "Core ML": ("model.mlmodel", written(b"\x08\x01\x12\x0a" + bytes(64)), "a Core ML model", "made from"),
+    "TensorRT": ("model.engine", written(b"ftrt" + bytes(64)), "a TensorRT engine", "made from"),
+    "TensorFlow checkpoint": (
+        "model.ckpt.data-00000-of-00001", written(bytes(64)), "a TensorFlow checkpoint", "tf.train.load_variable"),
+    "TorchServe": ("model.mar", torchserve, "an archive of TorchServe", "Unpack"),
     "web page": ("a.safetensors", written(b"<!DOCTYPE html>\n<html><body>Sign in"), "a web page", "Download"),
     **{
         f"pickle of protocol {protocol}": (
@@ -168,13 +215,13 @@ def test_what_it_is_and_the_way_out(
     assert way_out in caught.value.hint
     told = caught.value.message + caught.value.hint
     assert "\n" not in told
-    for wrong in ("damaged", "cut off", "bytes", "operand", "magic", "enforce", "weights_only", "Unsupported"):
+    for wrong in ("damaged", "cut off", "bytes", "operand", "magic", "enforce", "Unsupported", "GLOBAL"):
         assert wrong not in told, told
 
 
 def test_a_distributed_checkpoint_and_its_folder(tmp_path: Path) -> None:
     distributed(tmp_path / "dcp")
-    for source in (tmp_path / "dcp", next((tmp_path / "dcp").glob("*.distcp"))):
+    for source in (tmp_path / "dcp", next((tmp_path / "dcp").glob("*.distcp")), tmp_path / "dcp" / ".metadata"):
         with pytest.raises(CheckpointError, match="distributed checkpoint") as caught:
             open_checkpoint(source)
         assert "dcp_to_torch" in caught.value.hint
@@ -191,6 +238,11 @@ def test_a_distributed_checkpoint_and_its_folder(tmp_path: Path) -> None:
     [
         (torchscript, lambda file: torch.jit.load(str(file)).state_dict()),
         (exported, lambda file: dict(torch.export.load(file).state_dict)),
+        (whole, lambda file: torch.load(file, weights_only=False).state_dict()),
+        (
+            whole_in_a_training_file,
+            lambda file: torch.load(file, weights_only=False)["model"].float().state_dict(),
+        ),
         (
             pickled(4),
             lambda file: {name: torch.as_tensor(value) for name, value in pickle.loads(file.read_bytes()).items()},
@@ -235,6 +287,8 @@ def test_a_folder_whose_only_checkpoint_has_another_ending(tmp_path: Path, name:
         ("saved_model.pb", "TensorFlow"),
         ("model.onnx", "an ONNX graph"),
         ("weights.h5", "an HDF5 file"),
+        ("_CHECKPOINT_METADATA", "an Orbax checkpoint"),
+        ("model.ckpt.data-00000-of-00001", "a TensorFlow checkpoint"),
     ],
 )
 def test_a_folder_of_another_kind(tmp_path: Path, name: str, what: str) -> None:
