@@ -74,8 +74,7 @@ def write_container(
     path = require_container(checkpoint)
     if isinstance(destination, Path) and destination.exists() and Path(destination).samefile(path):
         raise CheckpointError(f"{destination} is the checkpoint that is being read", "Name another output with -o.")
-    with path.open("rb") as handle:
-        content = load_content(handle, None, checkpoint.source, restored=True)
+    content = _content(path, checkpoint.source)
     chosen = choose_state_dict(content, checkpoint.source, weights)
     tensors = dict(tensors_in(chosen.tensors, checkpoint.source))
     with torch.no_grad():
@@ -98,3 +97,19 @@ def write_container(
         raise
     except OSError as error:
         raise write_error("to the output stream", error, CheckpointError) from error
+
+
+def _content(path: Path, source: str) -> dict[object, object]:
+    """What the file holds, as it was saved."""
+    with path.open("rb") as handle:
+        return load_content(handle, None, source, restored=True)
+
+
+def check_container(checkpoint: Checkpoint) -> None:
+    """Make sure, before the work, that the file can be loaded and written again.
+
+    Raises:
+        CheckpointError: It holds objects that cannot be written.
+        UsageError: It is no file of PyTorch's.
+    """
+    _content(require_container(checkpoint), checkpoint.source)

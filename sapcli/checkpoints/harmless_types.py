@@ -42,6 +42,9 @@ _ATTRIBUTE_DICTS = (
     "lightning.pytorch.utilities.parsing.AttributeDict",
 )
 
+# A list of fastai's, in the state of its optimizers.
+_FASTAI_LIST = "fastcore.foundation.L"
+
 ARRAYS = frozenset(f"{module}._reconstruct" for module in _MULTIARRAY)
 """The function that makes an empty array, which is filled afterwards."""
 CALLED = frozenset(
@@ -54,9 +57,14 @@ CALLED = frozenset(
         "collections.defaultdict",
         "types.SimpleNamespace",
         *_ATTRIBUTE_DICTS,
+        _FASTAI_LIST,
     }
 )
 """What may be called, besides PyTorch's own; each makes an object of the size of its arguments."""
+
+
+class _Unnamed(types.SimpleNamespace):
+    """What an object of a type holds that is read for the sake of the rest, and cannot be written again."""
 
 
 @dataclass
@@ -82,13 +90,19 @@ class Substitutes:
         return found
 
     def restored(self, content: object) -> object:
-        """The content of a file with the originals in the place of the substitutes; other containers stay the same."""
+        """The content of a file with the originals in the place of the substitutes; other containers stay the same.
+
+        Raises:
+            TypeError: It holds an object whose type cannot be written.
+        """
         return self._restored(content, {})
 
     def _restored(self, value: object, done: dict[int, object]) -> object:
         if id(value) in done:
             return done[id(value)]
         done[id(value)] = value  # what holds itself
+        if isinstance(value, _Unnamed):
+            raise TypeError("it holds an object of a type that is not known here")
         if isinstance(value, dict):
             for key, item in list(value.items()):
                 value[key] = self._restored(item, done)
@@ -116,7 +130,7 @@ def harmless_types_allowed() -> Iterator[Substitutes]:
     allowed += [(substitutes.deque, "collections.deque"), (substitutes.defaultdict, "collections.defaultdict")]
     for name in ("builtins", "__builtin__"):
         allowed += [(factory, f"{name}.{factory.__name__}") for factory in _FACTORIES]
-    allowed += [(_plain_dict, name) for name in _ATTRIBUTE_DICTS]
+    allowed += [(_plain_dict, name) for name in _ATTRIBUTE_DICTS] + [(_Unnamed, _FASTAI_LIST)]
     with torch.serialization.safe_globals(allowed):
         yield substitutes
 

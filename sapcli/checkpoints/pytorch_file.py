@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
-from sapcli.checkpoints.harmless_types import harmless_types_allowed
+from sapcli.checkpoints.harmless_types import Substitutes, harmless_types_allowed
 from sapcli.checkpoints.json_text import MAX_HEADER, shown
 from sapcli.checkpoints.other_formats import by_archive, by_objects
 from sapcli.checkpoints.pickle_limits import MAX_PICKLE, PickleLimits
@@ -140,13 +140,21 @@ def load_content(handle: IO[bytes], path: Path | None, source: str, *, restored:
     Raises:
         CheckpointError: It is damaged, needs code to be read, or holds no dictionary.
     """
-    content = _load(handle, path, source, restored=restored)
+    content, substitutes = _load(handle, path, source)
+    if restored:
+        try:
+            content = substitutes.restored(content)
+        except (TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{source} cannot be written again as it is: {error}",
+                "Leave out --format: the network's weights are then written as safetensors.",
+            ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, expected a state dict", _SAVE_HINT)
     return content
 
 
-def _load(handle: IO[bytes], path: Path | None, source: str, *, restored: bool) -> object:
+def _load(handle: IO[bytes], path: Path | None, source: str) -> tuple[object, Substitutes]:
     try:
         is_zip = handle.read(4) == _ZIP
         _check_limits(handle, source, is_zip)
@@ -159,7 +167,7 @@ def _load(handle: IO[bytes], path: Path | None, source: str, *, restored: bool) 
                 content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             else:
                 content = torch.load(handle if is_zip else _plain(handle), map_location="cpu", weights_only=True)
-        return substitutes.restored(content) if restored else content
+        return content, substitutes
     except CheckpointError:
         raise
     except Exception as error:

@@ -109,7 +109,7 @@ def destination_checkpoint(
     """
     in_container = writing.form is WeightsFormat.PTH
     if in_container:
-        container_saving.require_container(checkpoint)
+        container_saving.check_container(checkpoint)
     if output.output == STDIO:
         return CheckpointOutput(None, writing.form, weights)
     path = _place(checkpoint, output, in_folder=in_folder, in_container=in_container)
