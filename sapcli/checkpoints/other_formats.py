@@ -55,7 +55,9 @@ _ONNX = OtherFormat(
 )
 _HDF5 = OtherFormat(
     "an HDF5 file, as Keras writes them",
-    _arrays("{k: v[()] for k, v in h5py.File(FILE)['model_weights'].items() if hasattr(v, 'shape')}"),
+    "Give the PyTorch checkpoint that it was made from, or its arrays with an --arch of their names: a = {};"
+    " h5py.File(FILE).visititems(lambda n, o: a.update({n.replace('/', '.'): o[()]}) if hasattr(o, 'dtype') else None);"
+    " safetensors.numpy.save_file(a, 'model.safetensors')",
 )
 _KERAS = OtherFormat(
     "a Keras model",
@@ -326,7 +328,8 @@ def adapter_alone(names: Collection[str]) -> OtherFormat | None:
         return None
     return OtherFormat(
         f"an adapter (LoRA or one of its kind: {adapters[0]}), without the weights of the network",
-        "Merge it into its network (peft: model.merge_and_unload()), and save that.",
+        "Merge it into its network: peft.PeftModel.from_pretrained(NETWORK, FOLDER).merge_and_unload(), and save that"
+        " with save_pretrained or torch.save(....state_dict(), 'model.pt')",
     )
 
 
@@ -336,10 +339,17 @@ def explain_names(names: Collection[str]) -> OtherFormat | None:
         (
             _OBSERVER,
             "was saved in quantisation-aware training, with observers",
-            "Save it without the entries whose names hold 'fake_quant' or 'activation_post_process'.",
+            (
+                "Save the rest: torch.save({k: v for k, v in torch.load(FILE).items() if 'fake_quant' not in k and"
+                " 'activation_post_process' not in k}, 'model.pt')"
+            ),
         ),
         (_PACKED, "is quantised", "Repair the checkpoint from before the quantisation, then quantise the result."),
-        (_ADAPTER, "holds adapters (LoRA) beside the weights", "Merge them: model.merge_and_unload(), and save that."),
+        (
+            _ADAPTER,
+            "holds adapters (LoRA) beside the weights",
+            "Merge them, and save that: torch.save(model.merge_and_unload().state_dict(), 'model.pt')",
+        ),
     ):
         example = next((name for name in names if pattern.search(name)), None)
         if example is not None:
