@@ -108,14 +108,15 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
 
 def _config(checkpoint: Checkpoint, *, is_named: bool) -> tuple[Description, tuple[str, ...]]:
     """What `config.json` says; where the user names the architecture, one that cannot be understood stops nothing."""
+    config = checkpoint.config or {}
     try:
-        config = checkpoint.config or {}
         name = None if is_named else classifier_named_by(config)
         if name is not None:
             return _of_transformers(checkpoint, config, name), ()
         return _description(config, "config.json"), ()
     except SapError as error:
-        if not is_named:
+        # Names of classes are not those of another schema: what is wrong with them is.
+        if not is_named or error.message.startswith("label_names"):
             raise
         return Description(None, "config.json"), (f"config.json is not used: {error.message}",)
 

@@ -97,7 +97,7 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
     layers = [*(Settings(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()), *sources]
     chosen: dict[str, tuple[object, str]] = {}  # the value and where it comes from
     for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "exif", "image_processor"):
-        layer = next((layer for layer in layers if layer.values.get(key) is not None), None)
+        layer = next((layer for layer in layers if layer.values.get(key) not in (None, "")), None)
         if layer is None and key in _HARMLESS:
             layer = Settings(f"the default {key}", _HARMLESS)
         if layer is not None:
