@@ -33,8 +33,8 @@ import torch
 from torch import nn
 
 from sapcli.activations.bases import Bases
-from sapcli.checkpoints import saving
 from sapcli.checkpoints.checkpoint import open_checkpoint
+from sapcli.checkpoints.folder_saving import write_model
 from sapcli.machine.cache import Cache
 from sapcli.machine.device import resolve_device
 from sapcli.machine.progress import Progress, SilentProgress
@@ -88,9 +88,10 @@ class Repaired:
         """
         path = Path(path)
         alpha = self.outcome.choice.alpha
-        replacements = {} if alpha is None else self.correction.replacements(alpha)
+        names = self.session.classifier.loaded.written_names
+        replacements = {} if alpha is None else self.correction.replacements(alpha, names)
         metadata = repair_metadata(self.session, self.outcome, self.correction, self.settings, self.bases, None)
-        saving.write_checkpoint(self.session.checkpoint, path, replacements, metadata)
+        write_model(self.session.written, path, replacements, metadata)
         return path
 
 
@@ -119,7 +120,8 @@ class Polished:
         """
         path = Path(path)
         metadata = polish_metadata(self.session, self.outcome)
-        saving.write_checkpoint(self.session.checkpoint, path, self.outcome.weights, metadata)
+        names = self.session.classifier.loaded.written_names
+        write_model(self.session.written, path, self.outcome.replacements(names), metadata)
         return path
 
 
@@ -128,6 +130,7 @@ class SessionOptions(TypedDict, total=False):
 
     Attributes:
         arch: The architecture, as `--arch` takes it; found by itself where `None`.
+        weights: Which weights of a training file that holds several, as `--weights` takes it.
         arch_arguments: What its factory is called with.
         preprocessing: Instead of what the checkpoint says of how images are prepared.
         labels: A label file, as `--labels` takes it.
@@ -142,6 +145,7 @@ class SessionOptions(TypedDict, total=False):
     """
 
     arch: str | None
+    weights: str | None
     arch_arguments: Mapping[str, object] | None
     preprocessing: PreprocessingOverrides | None
     labels: str | Path | None
@@ -173,7 +177,7 @@ def open_session(checkpoint: str | Path, data: str | Path, **options: Unpack[Ses
         raise TypeError(f"there is no option {min(unknown)!r}, but {known}")
     listener = options.get("progress") or SilentProgress()
     return Session(
-        open_checkpoint(checkpoint),
+        open_checkpoint(checkpoint, weights=options.get("weights")),
         DataSource(
             Path(data),
             validation=_path(options.get("validation")),

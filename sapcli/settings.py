@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def names_own_code(architecture: str) -> bool:
-    """Whether an `--arch` names code outside of timm and torchvision, which only the user may ask for."""
+    """Whether an `--arch` names code outside of the libraries that are known, which only the user may ask for."""
     library, colon, _ = architecture.partition(":")
-    return bool(colon) and library not in {"timm", "torchvision"}
+    return bool(colon) and library not in {"timm", "torchvision", "transformers"}
 
 
 class Strategy(StrEnum):
@@ -125,6 +125,14 @@ class LabelForm(StrEnum):
 
     CSV = "csv"
     LINKS = "links"
+
+
+class WeightsFormat(StrEnum):
+    """How a corrected checkpoint is written."""
+
+    SAFETENSORS = "safetensors"
+    PTH = "pth"
+    """The training file itself, with new weights in the place of the old ones."""
 
 
 class PlanFormat(StrEnum):

@@ -30,7 +30,7 @@ from sapcli.commands.line.options import (
 )
 from sapcli.commands.line.parsing import finite
 from sapcli.commands.line.polish_options import PolishOptions
-from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
+from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions, WritingOptions
 from sapcli.commands.line.settings_file import default_map, find_settings, named_settings
 from sapcli.commands.line.suspects_options import SuspectsOptions
 from sapcli.settings import OutputFormat, PlanFormat, ReportForm
@@ -149,6 +149,7 @@ def project(
     projection: ProjectionOptions,
     run: RunOptions,
     output: OutputOptions,
+    writing: WritingOptions,
     record: RecordOptions,
     trusted: Trusted = None,
     all_rows: AllRows = False,
@@ -169,8 +170,8 @@ def project(
     from sapcli.commands.project import Request
     from sapcli.commands.project import project as command
 
-    request = Request(selection, trusted, projection, output, record, require_gain, dry_run)
-    command(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows), request)
+    request = Request(selection, trusted, projection, output, writing, record, require_gain, dry_run)
+    command(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows, writing.keep_extra), request)
 
 
 @app.command()
@@ -183,6 +184,7 @@ def polish(
     options: PolishOptions,
     run: RunOptions,
     output: OutputOptions,
+    writing: WritingOptions,
     record: RecordOptions,
     require_gain: RequireGain = None,
 ) -> None:
@@ -199,8 +201,8 @@ def polish(
     from sapcli.commands.polish import PolishRequest
     from sapcli.commands.polish import polish as command
 
-    request = PolishRequest(options, output, record, require_gain)
-    command(Inputs(checkpoint, data, model, images, run), request)
+    request = PolishRequest(options, output, writing, record, require_gain)
+    command(Inputs(checkpoint, data, model, images, run, keep_extra=writing.keep_extra), request)
 
 
 @app.command()

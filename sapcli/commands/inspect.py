@@ -22,7 +22,8 @@ def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: Pl
     note_settings(Terminal(run.quiet), run.settings)
     settings = run.to_settings()
     workload = usual_workload(settings.batch_size)
-    _print(inspect_checkpoint(open_checkpoint(source), model.to_source(), settings.device, workload), output_format)
+    checkpoint = open_checkpoint(source, weights=model.weights)
+    _print(inspect_checkpoint(checkpoint, model.to_source(), settings.device, workload), output_format)
 
 
 def _print(inspection: Inspection, output_format: PlanFormat | None) -> None:

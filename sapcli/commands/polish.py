@@ -9,17 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sapcli.checkpoints import saving
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.output_check import check_outputs
-from sapcli.commands.line.outputs import check_summary, destination_checkpoint, destination_index, report_forms
+from sapcli.commands.line.outputs import about_output, check_summary, destination_checkpoint, report_forms
 from sapcli.commands.line.polish_options import PolishOptions
-from sapcli.commands.line.project_options import RecordOptions
+from sapcli.commands.line.project_options import RecordOptions, WritingOptions
 from sapcli.errors import GateError, SapError, UsageError
 from sapcli.machine.files import atomic_write
-from sapcli.machine.results import results
 from sapcli.polishing.judging import Result
 from sapcli.polishing.metadata import polish_metadata
 from sapcli.polishing.pipeline import Polish, check_polish, run_polish
@@ -40,12 +38,14 @@ class PolishRequest:
     Attributes:
         options: How the model is trained on.
         output: Where the result goes.
+        writing: In which form.
         record: What is written about the run.
         require_gain: The gain below which nothing is written, in points.
     """
 
     options: PolishOptions
     output: OutputOptions
+    writing: WritingOptions
     record: RecordOptions
     require_gain: float | None = None
 
@@ -69,19 +69,22 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
     terminal = inputs.terminal()
     session = inputs.session(terminal, request.options.validation)
     checkpoint = session.checkpoint
-    destination = destination_checkpoint(checkpoint, request.output, mark=_MARK)
+    output = destination_checkpoint(checkpoint, request.output, request.writing, inputs.model.weights, mark=_MARK)
     report_files = report_forms(request.record.report or (), request.output.force)
     check_summary(request.record.summary)
     if request.require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DATA")
     session.check_data(test=bool(report_files))
-    shown = destination_index(checkpoint, destination)
-    outputs = [("-o", shown), ("--summary", request.record.summary), *inputs.writes()]
+    shown = output.shown(checkpoint)
+    outputs = [("-o", file) for file in output.files(checkpoint)]
+    outputs += [("--summary", request.record.summary), *inputs.writes()]
     outputs += [("--report", file) for file in report_files]
     check_outputs(outputs, inputs.reads(checkpoint, val=request.options.validation))
     check_polish(session, settings)
     introduce(session, session.training)
-    terminal.note(_announcement(session, settings, destination))
+    terminal.note(_announcement(session, settings, output.path))
+    for remark in about_output(checkpoint, output.path):
+        terminal.note(remark)
     done = run_polish(session, settings, ranks)
     session.ensure_order_checked()
     for images in filter(None, (session.training_images, session.validation_images)):
@@ -101,10 +104,7 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
             "no checkpoint was written; look at the data, or ask for less",
         )
     # The checkpoint first: whatever becomes of the records, the work is not lost.
-    target = results() if destination is None else destination
-    saving.write_checkpoint(
-        checkpoint, target, done.weights, polish_metadata(session, done), replace=request.output.force
-    )
+    output.write(session, done.replacements, polish_metadata(session, done), force=request.output.force)
     failure = None
     try:
         _record(session, done, rows, request, report_files)

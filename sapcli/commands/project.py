@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sapcli.activations.bases import Bases
-from sapcli.checkpoints import saving
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import (
@@ -24,16 +23,15 @@ from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import Reads, check_outputs
 from sapcli.commands.line.outputs import (
     STDIO,
+    about_output,
     check_summary,
     destination_checkpoint,
-    destination_index,
     one_stdin,
     report_forms,
 )
-from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
+from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions, WritingOptions
 from sapcli.errors import GateError, SapError, UsageError, unexpected
 from sapcli.machine.files import atomic_write
-from sapcli.machine.results import results
 from sapcli.repairs.alpha_search import KNEE, Evidence
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.layer_plan import check_patterns
@@ -53,6 +51,7 @@ class Request:
         trusted: Those that are given.
         projection: How the weights are changed.
         output: Where the corrected checkpoint goes.
+        writing: In which form.
         record: What is written about the run.
         require_gain: The gain below which nothing is written, in points.
         dry_run: Whether to tell what would be done, and do nothing.
@@ -62,6 +61,7 @@ class Request:
     trusted: str | None
     projection: ProjectionOptions
     output: OutputOptions
+    writing: WritingOptions
     record: RecordOptions
     require_gain: float | None = None
     dry_run: bool = False
@@ -119,13 +119,20 @@ def _project(
     checkpoint = session.checkpoint
     # A dry run writes nothing, so nothing is in its way.
     force = request.output.force or request.dry_run
-    destination = destination_checkpoint(checkpoint, replace(request.output, force=force), in_folder=bool(others))
+    output = destination_checkpoint(
+        checkpoint,
+        replace(request.output, force=force),
+        request.writing,
+        inputs.model.weights,
+        in_folder=bool(others),
+    )
+    shown = output.shown(checkpoint)
     report_files = report_forms(record.report or (), force)
     check_summary(record.summary)
     if request.require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DATA")
     session.check_data(test=bool(report_files))
-    outputs = [("-o", destination_index(checkpoint, destination)), ("--summary", record.summary), *inputs.writes()]
+    outputs = [("-o", file) for file in output.files(checkpoint)] + [("--summary", record.summary), *inputs.writes()]
     outputs += [("-o", path) for path in written] + [("--report", file) for file in record.report or ()]
     check_outputs(outputs, _reads(inputs, request, checkpoint, others))
     trust.check(session)
@@ -134,7 +141,9 @@ def _project(
         forgotten = trust.given(session, request.projection.forget, forget=True)
     check_patterns(session.weight_names, settings.layers, settings.skip_layers)
     introduce(session, session.training)
-    terminal.note(_announcement(session, request, settings, destination))
+    terminal.note(_announcement(session, request, settings, output.path))
+    for remark in about_output(checkpoint, output.path):
+        terminal.note(remark)
     if checkpoint.metadata.get("sap.repaired") == "true":
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if request.dry_run:
@@ -167,11 +176,11 @@ def _project(
             "no checkpoint was written; look at the data, or ask for less",
         )
     # The checkpoint first: whatever becomes of the records, the repair is not lost.
-    replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
     metadata = repair_metadata(session, repair, correction, settings, bases, forget)
-    target = results() if destination is None else destination
-    saving.write_checkpoint(checkpoint, target, replacements, metadata, replace=force)
-    shown = destination_index(checkpoint, destination)
+    alpha = repair.choice.alpha
+    output.write(
+        session, lambda names: {} if alpha is None else correction.replacements(alpha, names), metadata, force=force
+    )
     written += [] if shown is None else [shown]
     failure = None
     try:

@@ -20,8 +20,6 @@ from sapcli.errors import UsageError
 from sapcli.settings import Exif
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sapcli.networks.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
@@ -115,16 +113,21 @@ class Decoder:
         self._root = root
         self._mode = _MODES[channels]
         self._longest_side = max(height, width) / preprocessing.crop_pct
-        self._size_as_it_is = (width, height) if preprocessing.crop_pct == 1 else None
+        is_plain = preprocessing.crop_pct == 1 and not preprocessing.image_processor
+        self._size_as_it_is = (width, height) if is_plain else None
         self._preprocessing = preprocessing
 
     @cached_property
-    def _transform(self) -> Callable[[Image.Image], Tensor]:
+    def _transform(self) -> Callable[[Image.Image], Pixels]:
+        if self._preprocessing.image_processor:
+            from sapcli.networks.huggingface.image_processor import image_transform
+
+            return image_transform(self._preprocessing.image_processor)
         # The import takes a second, which images of the network's own size do not need.
         from timm.data.transforms_factory import create_transform
 
         preprocessing = self._preprocessing
-        transform: Callable[[Image.Image], Tensor] = create_transform(
+        transform = create_transform(
             preprocessing.input_size,
             is_training=False,
             use_prefetcher=True,
@@ -133,7 +136,7 @@ class Decoder:
             crop_pct=preprocessing.crop_pct,
             crop_mode=preprocessing.crop_mode,
         )
-        return transform
+        return lambda image: transform(image).numpy()
 
     def __call__(self, paths: Sequence[str]) -> list[Decoded | str]:
         """For each path relative to the data folder the image, or the reason why there is none."""
@@ -153,7 +156,8 @@ class Decoder:
         with open_image(file) as image:
             width, height = image.size
             self._refuse_slivers(width, height)
-            if width * height >= _LARGE and self._preprocessing.interpolation != "nearest":
+            settings = self._preprocessing
+            if width * height >= _LARGE and settings.interpolation != "nearest" and not settings.image_processor:
                 self._read_smaller(image)
             decode(image, (width, height))
             self._refuse_slivers(*image.size)
@@ -164,7 +168,7 @@ class Decoder:
                 # Nothing to resize or crop, which the transform takes as long to find out as the file to be decoded.
                 pixels: Pixels = np.asarray(converted).reshape(*self.shape[1:], -1).transpose(2, 0, 1)
             else:
-                pixels = self._transform(converted).numpy()
+                pixels = self._transform(converted)
         if stored == 1 and (values is None or values.highest == 0):
             # Nothing to be said; a black image is black however it is scaled.
             return Decoded(pixels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +12,9 @@ from typing import TypeGuard
 from sapcli.errors import ArchitectureError, SapError, UsageError
 from sapcli.settings import Exif, PreprocessingOverrides
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-_CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+"""What can be chosen, by timm's names."""
 
 # The effect of these on images of about the input's size is small; the other settings have no harmless value.
 _HARMLESS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
@@ -38,6 +41,8 @@ class Preprocessing:
         crop_mode: `center`, `squash` or `border`, as in timm.
         source: Where the settings come from, for people.
         exif: What becomes of the images' EXIF orientation.
+        image_processor: The settings of the image processor of transformers that resizes and crops, as JSON; empty
+            where that is done here. The mean and the deviation are those of what it makes.
     """
 
     input_size: tuple[int, int, int]
@@ -48,6 +53,7 @@ class Preprocessing:
     crop_mode: str
     source: str
     exif: Exif = Exif.IGNORE
+    image_processor: str = ""
 
     def __str__(self) -> str:
         """The settings in one line."""
@@ -55,11 +61,15 @@ class Preprocessing:
         mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
         turned = ", EXIF orientation applied" if self.exif is Exif.APPLY else ""
-        return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}{turned}"
+        resized = f"{self.interpolation}, {crop}"
+        if self.image_processor:
+            resized = f"by transformers' {json.loads(self.image_processor).get('image_processor_type')}"
+        return f"{channels}x{height}x{width}, {resized}, mean {mean}, std {std}{turned}"
 
     def to_settings(self) -> dict[str, object]:
         """All but the source, in the terms of timm's `pretrained_cfg`; `exif`, which it has not, only where applied."""
-        left_out = {"source"} if self.exif is Exif.APPLY else {"source", "exif"}
+        left_out = {"source"} | ({"exif"} if self.exif is not Exif.APPLY else set())
+        left_out |= set() if self.image_processor else {"image_processor"}
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
 
@@ -86,8 +96,8 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
     given = {key: value for key, value in vars(overrides).items() if value is not None}
     layers = [*(Settings(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()), *sources]
     chosen: dict[str, tuple[object, str]] = {}  # the value and where it comes from
-    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "exif"):
-        layer = next((layer for layer in layers if layer.values.get(key) is not None), None)
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "exif", "image_processor"):
+        layer = next((layer for layer in layers if layer.values.get(key) not in (None, "")), None)
         if layer is None and key in _HARMLESS:
             layer = Settings(f"the default {key}", _HARMLESS)
         if layer is not None:
@@ -99,6 +109,9 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
             f"{name} does not say how its input images are prepared, and nothing else does",
             f"Give {', '.join(unknown)} as in the training, or a pretrained_cfg on the network or in config.json.",
         )
+    # What resizes and crops in another way than a processor takes its place.
+    if {"input_size", "interpolation", "crop_pct"} & given.keys():
+        chosen.pop("image_processor", None)
     size = _sizes(*chosen["input_size"])
     crop_pct = _positive("crop_pct", *chosen["crop_pct"])
     if math.prod(size) / crop_pct / crop_pct > max(_MOST_BEFORE_CROPPING, 4 * math.prod(size)):
@@ -109,12 +122,21 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
         input_size=size,
         mean=mean,
         std=std,
-        interpolation=_one_of("interpolation", *chosen["interpolation"], _INTERPOLATIONS),
+        interpolation=_one_of("interpolation", *chosen["interpolation"], INTERPOLATIONS),
         crop_pct=crop_pct,
-        crop_mode=_one_of("crop_mode", *chosen["crop_mode"], _CROP_MODES),
+        crop_mode=_one_of("crop_mode", *chosen["crop_mode"], CROP_MODES),
         source=", ".join(dict.fromkeys(where for _, where in chosen.values())),
         exif=Exif(_one_of("exif", *chosen["exif"], tuple(Exif))) if "exif" in chosen else Exif.IGNORE,
+        image_processor=_processor(*chosen["image_processor"]) if "image_processor" in chosen else "",
     )
+
+
+def _processor(value: object, where: str) -> str:
+    """The settings of an image processor, which name its class."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        if isinstance(value, str) and isinstance(json.loads(value).get("image_processor_type"), str):
+            return value
+    raise _senseless("image_processor", value, "the settings of an image processor of transformers' as JSON", where)
 
 
 def _sizes(value: object, where: str) -> tuple[int, int, int]:
@@ -183,5 +205,7 @@ def _senseless(key: str, value: object, expected: str, where: str) -> SapError:
     kind = UsageError if where.startswith("--") else ArchitectureError
     return kind(
         f"the preprocessing's {key} is {value!r} (from {where}), expected {expected}",
-        f"Give --{option}, or correct it there." if key != "crop_mode" else "Correct it there.",
+        f"Give --{option}, or correct it there."
+        if key not in ("crop_mode", "image_processor")
+        else "Correct it there.",
     )

@@ -19,18 +19,19 @@ def polish_metadata(session: Session, polish: Polish) -> dict[str, str]:
     """The polished checkpoint's metadata: the input's own, and how it came to be under `sap.*` keys."""
     course, settings, recipe = polish.course, polish.settings, polish.recipe
     earlier = from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, ""))
+    replacements = polish.replacements(session.classifier.loaded.written_names)
     described = {
         "sap.version": __version__,
         "sap.torch": torch.__version__,
         "sap.precision": str(session.fast_dtype or torch.float32).removeprefix("torch."),
         "sap.input": session.checkpoint.digest,
-        "sap.output": written_digest(session.checkpoint, polish.weights),
+        "sap.output": written_digest(session.written, replacements),
         "sap.repaired": "true" if polish.changed else "false",
         "sap.alpha": _alpha(session, polish),
         TRUSTED_IMAGES: to_text(earlier | from_text(polish.trusted_images)),
         "sap.validation_images": str(polish.validation),
         "sap.polish.result": polish.judgement.result.value,
-        "sap.polish.changed": json.dumps(sorted(polish.weights)),
+        "sap.polish.changed": json.dumps(sorted(replacements)),
         "sap.polish.start": "repaired" if polish.repaired else "given",
         "sap.polish.labels": "given" if settings.labels_as_given else "blended",
         "sap.polish.optimizer": recipe.optimizer.value,

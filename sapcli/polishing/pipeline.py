@@ -97,6 +97,16 @@ class Polish:
         """Whether the checkpoint that is written differs from the input."""
         return self.judgement.result is not Result.UNCHANGED
 
+    def replacements(self, written_names: Mapping[str, str] | None = None) -> Mapping[str, Tensor]:
+        """What the polished checkpoint holds instead, under the names that it has there.
+
+        Args:
+            written_names: From these names to the checkpoint's entries; they are the same where `None`.
+        """
+        if written_names is None:
+            return self.weights
+        return {name: self.weights[entry] for name, entry in written_names.items() if entry in self.weights}
+
 
 def check_polish(session: Session, settings: PolishSettings) -> None:
     """Make sure, before an image is read, that there is something to train and a way to vary the images.

@@ -22,7 +22,7 @@ from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.machine import device
 from sapcli.machine.cache import Cache
 from sapcli.machine.progress import Progress
-from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
+from sapcli.networks.architecture import Architecture, LoadedModel, load_model, resolve_architecture
 from sapcli.networks.description import describes_itself
 from sapcli.networks.preprocessing import Preprocessing
 from sapcli.repairs.class_order.likely import choose_known_order
@@ -79,16 +79,20 @@ class ModelAndData:
     def classifier(self) -> Classifier:
         """The network, filled and on the device."""
         loaded = load_model(self.checkpoint, self.architecture, self.settings.device)
-        if loaded.extra_entries:
-            named = ", ".join(loaded.extra_entries[:3]) + (", ..." if len(loaded.extra_entries) > 3 else "")
-            self.progress.note(
-                f"{len(loaded.extra_entries)} entries are not the network's and stay as they are: {named}"
-            )
+        for remark in self.checkpoint.remarks:
+            self.progress.note(remark)
+        for remark in about_other_entries(self.checkpoint, loaded):
+            self.progress.note(remark)
         for note in loaded.notes:
             self.progress.warn(note)
         classifier = Classifier(loaded, self.architecture, self.settings.device, self.fast_dtype)
         choose_way(classifier, self.progress)
         return classifier
+
+    @cached_property
+    def written(self) -> Checkpoint:
+        """The checkpoint as a corrected file holds it: those of its entries, under their names there."""
+        return self.checkpoint.narrowed(self.classifier.loaded.written_names)
 
     @property
     def weight_names(self) -> list[str]:
@@ -283,6 +287,21 @@ class ModelAndData:
     ) -> Outcomes:
         """Run the classifier over images; see `scoring.score`."""
         return score(self.classifier, images, self.progress, stage, indices, exact=exact)
+
+
+def about_other_entries(checkpoint: Checkpoint, loaded: LoadedModel) -> list[str]:
+    """What is to be said of tensors that are not the network's: which stay in a corrected file, and which do not."""
+    written = set(loaded.written_names.values())
+    stay = [name for name in loaded.extra_entries if name in written]
+    go = [name for name in loaded.extra_entries if name not in written]
+    if checkpoint.training is not None and checkpoint.training.is_part:
+        go += [name for name in checkpoint.training.beside if name not in checkpoint.entries]
+    remarks = []
+    for names, what in ((stay, "stay as they are"), (go, "are left out of a corrected file (--keep-extra keeps them)")):
+        if names:
+            named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            remarks.append(f"{len(names):,} entries are not the network's and {what}: {named}")
+    return remarks
 
 
 def _sample_of_moved(dataset: Dataset, orders: Mapping[ClassOrder, tuple[str, ...]]) -> list[int]:

@@ -58,7 +58,7 @@ class Session(ModelAndData):
             "data": fingerprint,
             "device": settings.device.type,
             "batch_size": self.batch_size,
-            "versions": _versions(),
+            "versions": _versions(self.architecture.name.partition(":")[0]),
         }
 
     @property
@@ -382,10 +382,16 @@ class Session(ModelAndData):
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    """The versions of what decodes images, builds networks and computes."""
+def _versions(library: str) -> dict[str, str]:
+    """The versions of what decodes images, builds networks (a library of its own among them) and computes."""
     found = {"torch": str(torch.__version__)}
-    for package in ("timm", "torchvision", "pillow", "numpy"):
+    for package in (
+        "timm",
+        "torchvision",
+        "pillow",
+        "numpy",
+        *(("transformers",) if library == "transformers" else ()),
+    ):
         # What was put on the path by hand has no version that is known.
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)

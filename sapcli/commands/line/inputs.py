@@ -43,6 +43,7 @@ class Inputs:
     images: DataOptions
     run: RunOptions
     all_rows: bool = False
+    keep_extra: bool = False
 
     def for_checkpoint(self, checkpoint: str) -> Inputs:
         """The same of another checkpoint."""
@@ -85,7 +86,7 @@ class Inputs:
             check_writable(self.images.suggest_class_map, False, "--suggest-class-map")
         settings = self.run.to_settings(self.images.strict_images, self.all_rows)
         return Session(
-            open_checkpoint(self.checkpoint),
+            open_checkpoint(self.checkpoint, weights=self.model.weights, keep_extra=self.keep_extra),
             self.images.to_source(self.data, validation),
             settings,
             terminal,

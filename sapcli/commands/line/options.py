@@ -47,16 +47,17 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A .safetensors, .pt or .pth file, a folder that holds one, or - for stdin.",
-        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth"),
+        help="A .safetensors, .pt, .pth or .ckpt file, a folder that holds one, hf-hub:OWNER/NAME, or - for stdin.",
+        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth", ".ckpt"),
     ),
 ]
 CheckpointArguments = Annotated[
     list[str],
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A .safetensors, .pt or .pth file, a folder that holds one, or - for stdin; or several.",
-        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth"),
+        help="A .safetensors, .pt, .pth or .ckpt file, a folder that holds one, hf-hub:OWNER/NAME, or - for stdin; or"
+        " several.",
+        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth", ".ckpt"),
     ),
 ]
 DataArgument = Annotated[
@@ -106,6 +107,16 @@ class ModelOptions:
     arch_arguments: Annotated[
         list[str] | None,
         option("--arch-arg", panel=MODEL, metavar="KEY=VALUE", help="An argument of the factory; may be repeated."),
+    ] = None
+    weights: Annotated[
+        str | None,
+        option(
+            "--weights",
+            panel=MODEL,
+            metavar="ema|NAME",
+            help="Which weights of a training file that holds several: ema for their average, or the key that they have"
+            " in the file. Without it, those that were trained.",
+        ),
     ] = None
     input_size: Annotated[
         str | None,

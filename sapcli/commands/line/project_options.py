@@ -14,6 +14,7 @@ from sapcli.settings import (
     ForgetMode,
     Importance,
     ProjectionSettings,
+    WeightsFormat,
 )
 
 
@@ -95,6 +96,30 @@ class ProjectionOptions:
             self.forget_mode,
             self.batchnorm,
         )
+
+
+@dataclass(frozen=True)
+class WritingOptions:
+    """In which form a training file is written."""
+
+    form: Annotated[
+        WeightsFormat,
+        option(
+            "--format",
+            panel=RUN,
+            help="pth writes a training file as it came (optimizer, epoch, ...) with the weights replaced, to go on"
+            " training.",
+            envvar="SAP_PROJECT_FORMAT",
+        ),
+    ] = WeightsFormat.SAFETENSORS
+    keep_extra: Annotated[
+        bool,
+        option(
+            "--keep-extra",
+            panel=RUN,
+            help="Also write what a training file holds beside the network: optimizers, averages, losses.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

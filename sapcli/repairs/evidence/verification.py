@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sapcli.activations.bases import Bases
 from sapcli.checkpoints.checkpoint import Checkpoint
+from sapcli.checkpoints.training_file import NAMES_PREFIX
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.repairs.projected_weights import projected_weight, rescaled_gain
 from sapcli.settings import ForgetMode, Importance
@@ -140,6 +141,7 @@ def verify(checkpoint: Checkpoint, original: Checkpoint | None, bases: Sequence[
     findings += _about_original(claim.original, checkpoint, original, "repaired")
     if not findings[-1].holds and findings[-1].text == _FORM:
         return findings
+    original = _part(original, checkpoint)
     findings.append(_unclaimed_changes(claim.projected.keys() | claim.batchnorm, checkpoint, original))
     if bases:
         findings += _projections(claim, checkpoint, original, {found.samples: found for found in bases})
@@ -154,7 +156,7 @@ def _verify_polished(claim: PolishClaim, checkpoint: Checkpoint, original: Check
     findings += _about_original(claim.original, checkpoint, original, "polished")
     if not findings[-1].holds and findings[-1].text == _FORM:
         return findings
-    return [*findings, _unclaimed_changes(claim.changed, checkpoint, original)]
+    return [*findings, _unclaimed_changes(claim.changed, checkpoint, _part(original, checkpoint))]
 
 
 def _about_original(digest: str, checkpoint: Checkpoint, original: Checkpoint, done: str) -> list[Finding]:
@@ -166,9 +168,17 @@ def _about_original(digest: str, checkpoint: Checkpoint, original: Checkpoint, d
             "name the checkpoint that it was made from with --input",
         )
     ]
-    if list(original.entries.values()) != list(checkpoint.entries.values()):
+    if list(_part(original, checkpoint).entries.values()) != list(checkpoint.entries.values()):
         findings.append(Finding(False, _FORM))
     return findings
+
+
+def _part(original: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
+    """Of a training file, the entries that a corrected file of it holds, under the names that they have there."""
+    prefix = checkpoint.metadata.get(NAMES_PREFIX, "")
+    names = {name: prefix + name for name in checkpoint.entries}
+    is_part = original.training is not None and original.training.is_part
+    return original.narrowed(names) if is_part and original.entries.keys() >= {*names.values()} else original
 
 
 def _unclaimed_changes(claimed: Set[str], checkpoint: Checkpoint, original: Checkpoint) -> Finding:
