@@ -76,7 +76,7 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DATA")
     session.check_data(test=bool(report_files))
     shown = output.shown(checkpoint)
-    outputs = [("-o", file) for file in output.files(checkpoint)]
+    outputs: list[tuple[str, Path | None]] = [("-o", file) for file in output.files(checkpoint)]
     outputs += [("--summary", request.record.summary), *inputs.writes()]
     outputs += [("--report", file) for file in report_files]
     check_outputs(outputs, inputs.reads(checkpoint, val=request.options.validation))
