@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/.installed
 TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-faults lint format type bench architectures
+.PHONY: help demo pictures docs test test-faults lint format type bench architectures
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(INSTALLED) ## Run the tests
 
 test-faults: $(INSTALLED) ## Run the tests that take minutes: of killing, interrupting and starving the program, and of the README's commands
 	$(TESTS) --hypothesis-profile thorough tests/faults
+
+docs: $(INSTALLED) ## Write docs/commands.md, the man page and the JSON schemas from the commands themselves
+	$(BIN)/python -m scripts.build_docs
 
 lint: $(INSTALLED) ## Check the style, the format, and that each wing imports only those below it
 	$(BIN)/ruff check .

@@ -88,10 +88,25 @@ class OutputFormat(StrEnum):
     CSV = "csv"
 
 
+class ResultFormat(StrEnum):
+    """How the result of a command is written that is a path, or a few lines, to people."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class SamplesFormat(StrEnum):
+    """How a list of samples is written: an object a line, or one array of them."""
+
+    JSONL = "jsonl"
+    JSON = "json"
+
+
 class SuspectsFormat(StrEnum):
     """How a list of suspects is written."""
 
     JSONL = "jsonl"
+    JSON = "json"
     CSV = "csv"
     PATHS = "paths"
 

@@ -32,7 +32,15 @@ def _print(inspection: Inspection, output_format: PlanFormat | None) -> None:
     write_text(None, render_inspection(inspection, output_format), is_json=output_format is PlanFormat.JSON)
 
 
-def print_plan(session: Session, settings: ProjectionSettings, trusted: int, *, selects: bool, captures: bool) -> None:
+def print_plan(
+    session: Session,
+    settings: ProjectionSettings,
+    trusted: int,
+    *,
+    selects: bool,
+    captures: bool,
+    output_format: PlanFormat | None,
+) -> None:
     """`sap project --dry-run`: what the run would do, without running it.
 
     Args:
@@ -41,9 +49,10 @@ def print_plan(session: Session, settings: ProjectionSettings, trusted: int, *, 
         trusted: The number of trusted samples.
         selects: Whether they are chosen first, which scores all training images.
         captures: Whether bases are made of them.
+        output_format: How it is written; by where it goes where `None`.
     """
     workload = _workload(session, settings, trusted, selects=selects, captures=captures)
-    _print(inspect_classifier(session.checkpoint, session.classifier, settings, workload), None)
+    _print(inspect_classifier(session.checkpoint, session.classifier, settings, workload), output_format)
 
 
 def _workload(

@@ -29,7 +29,9 @@ from sapcli.commands.line.outputs import (
     destination_checkpoint,
     destination_index,
     one_stdin,
+    one_stdout,
     report_forms,
+    write_text,
 )
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
 from sapcli.errors import GateError, SapError, UsageError, unexpected
@@ -42,7 +44,7 @@ from sapcli.repairs.metadata import repair_metadata
 from sapcli.repairs.pipeline import Repair, run_repair
 from sapcli.repairs.session import Samples, Session
 from sapcli.reports.summaries import append_summary, repair_summary
-from sapcli.settings import ProjectionSettings, ReportForm
+from sapcli.settings import PlanFormat, ProjectionSettings, ReportForm, ResultFormat
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Request:
         record: What is written about the run.
         require_gain: The gain below which nothing is written, in points.
         dry_run: Whether to tell what would be done, and do nothing.
+        format: How the result is written.
     """
 
     selection: SelectionOptions
@@ -66,10 +69,12 @@ class Request:
     record: RecordOptions
     require_gain: float | None = None
     dry_run: bool = False
+    format: ResultFormat = ResultFormat.TEXT
 
 
 def project(checkpoints: Sequence[str], inputs: Inputs, request: Request) -> None:
     """`sap project`; several checkpoints share one trusted set."""
+    one_stdout(request.output, request.format)
     for checkpoint in checkpoints:
         one_stdin(
             CHECKPOINT=checkpoint,
@@ -142,7 +147,8 @@ def _project(
         count = min(request.selection.count, len(session.training.paths))
         if not selects:
             count = len(trust.samples(session).indices)
-        print_plan(session, settings, count, selects=selects, captures=captures)
+        form = PlanFormat.JSON if request.format is ResultFormat.JSON else None
+        print_plan(session, settings, count, selects=selects, captures=captures, output_format=form)
         return
 
     bases, samples = _artifacts(session, request, settings, trust)
@@ -159,6 +165,8 @@ def _project(
     gate = request.require_gain
     if gate is not None and not _reaches(repair, gate):
         recording.write(rows, record.summary, report_files, force=force)
+        if request.format is ResultFormat.JSON:
+            recording.print_result(None, gate)
         found = "nothing beats the unchanged model" if repair.gain is None else f"it is {repair.gain.points:+.2f}"
         raise GateError(
             f"the gain on {repair.validation} validation images is below --require-gain {gate:g}: {found}",
@@ -179,7 +187,9 @@ def _project(
         failure = SapError(f"{error.message}; the corrected checkpoint {kept}", error.hint)
         failure.__cause__ = error
     try:
-        if shown is not None:
+        if request.format is ResultFormat.JSON:
+            recording.print_result(str(shown), gate)
+        elif shown is not None:
             console.print_result(str(shown))
     finally:
         if failure is not None:
@@ -255,6 +265,26 @@ class _Recording:
                 self._write_report(files, failed, force=force)
         if failed:
             raise SapError("; ".join(error.message for error in failed), failed[0].hint) from failed[0]
+
+    def print_result(self, output: str | None, required_gain: float | None) -> None:
+        """Write what was done to stdout, as JSON in one line; `output` is the file that was written."""
+        from sapcli.reports.documents import GateDocument, ProjectDocument
+
+        session, gate = self.session, None
+        if required_gain is not None:
+            gate = GateDocument(required_gain=required_gain, met=_reaches(self.repair, required_gain))
+        document = ProjectDocument.of(
+            self.repair,
+            checkpoint=session.checkpoint.source,
+            output=output,
+            importance=self.settings.importance.value,
+            architecture=session.architecture.name,
+            classes=session.architecture.num_classes,
+            device=str(session.settings.device),
+            input_digest=session.checkpoint.digest,
+            gate=gate,
+        )
+        write_text(None, document.to_json(indent=None), is_json=True)
 
     def _write_report(self, files: Mapping[Path, ReportForm], failed: list[SapError], *, force: bool) -> None:
         """What only a report needs is imported and measured here."""

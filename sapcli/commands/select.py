@@ -7,9 +7,11 @@ from sapcli.commands.line.inputs import Inputs, introduce, note_unchecked_order,
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import destination_file, write_text
+from sapcli.machine.text import json_array
+from sapcli.settings import SamplesFormat
 
 
-def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -> None:
+def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions, output_format: SamplesFormat) -> None:
     """`sap select`."""
     destination = destination_file(output, None)
     terminal = inputs.terminal()
@@ -21,6 +23,9 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions) -
     trusted = session.select(selection.to_settings())
     note_unchecked_order(session)
     tell_of_images(terminal, session.training_images)
-    write_text(destination, trusted.to_json_lines(), output.force, is_json=True)
+    lines = trusted.to_json_lines()
+    write_text(
+        destination, json_array(lines) if output_format is SamplesFormat.JSON else lines, output.force, is_json=True
+    )
     if destination is not None:
         console.print_result(str(destination))

@@ -65,7 +65,9 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     else:
         exact = destination is not None or is_exact()
         text = render_suspects(found, options.format, exact=exact)
-        write_text(destination, text, output.force, is_json=options.format is SuspectsFormat.JSONL)
+        write_text(
+            destination, text, output.force, is_json=options.format in (SuspectsFormat.JSONL, SuspectsFormat.JSON)
+        )
     if options.html is not None:
         from sapcli.reports.pages import contact_sheet
 
