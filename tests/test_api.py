@@ -9,16 +9,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from support.digits import Trained
+from torchvision.datasets import ImageFolder
 
 import sapcli
 from sapcli import api, repair
 
 
 def test_the_examples_of_the_documentation_run(noisy: Trained, tmp_path: Path) -> None:
+    net = timm.create_model("test_resnet", num_classes=10)
+    net.load_state_dict(load_file(noisy.checkpoint))
+    dataset = [(image.resize((32, 32)), label) for image, label in ImageFolder(noisy.data / "train")]
+    # The size that the images have, instead of what the library publishes.
+    net.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     names = {"checkpoint": noisy.checkpoint, "data": noisy.data, "folder": tmp_path, "torch": torch}
+    names |= {"net": net, "dataset": dataset}
     results = doctest.testmod(api, extraglobs=names)
     assert results.attempted > 8
     assert results.failed == 0

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sapcli.datasets.archives import is_archive, unpacked_archive
 from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
-from sapcli.datasets.file_digests import FileDigests
+from sapcli.datasets.decoding import Decoder, Decoding
+from sapcli.datasets.file_digests import FileDigests, file_digest
 from sapcli.datasets.folders import ImageFile, Split, open_split, subfolders, told_of
 from sapcli.datasets.label_paths import locate_rows
 from sapcli.datasets.labels.label_files import (
@@ -29,6 +31,9 @@ from sapcli.datasets.labels.label_numbers import UNLABELLED, perhaps_one_based, 
 from sapcli.datasets.split_names import SplitRole, file_role
 from sapcli.datasets.splits import ExpectedClasses, Splits, find_splits
 from sapcli.errors import DatasetError
+
+if TYPE_CHECKING:
+    from sapcli.networks.preprocessing import Preprocessing
 
 _LIST_SUFFIXES = (".txt", ".lst", ".list")
 
@@ -65,6 +70,21 @@ class Dataset:
     remarks: tuple[str, ...] = ()
     digests: FileDigests = field(default_factory=FileDigests, repr=False, compare=False)
     unpacked: bool = False
+
+    def decoder(self, preprocessing: Preprocessing) -> Decoding:
+        """What gives the pixels of the samples, by their paths."""
+        return Decoder(self.root, preprocessing)
+
+    def size_of(self, index: int) -> int | None:
+        """The size of a sample's file in bytes; `None` for what is gone."""
+        try:
+            return os.stat(f"{self.root}/{self.paths[index]}").st_size  # noqa: PTH116 (of thousands, fast)
+        except (OSError, ValueError):
+            return None
+
+    def content_of(self, index: int) -> tuple[int, bytes] | None:
+        """The size of a sample's file and the SHA-256 of its bytes; `None` for what cannot be read."""
+        return file_digest(f"{self.root}/{self.paths[index]}")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -117,7 +117,7 @@ class Cache:
 
     def _path(self, kind: str, parts: Mapping[str, object]) -> Path:
         self._kinds.add(kind)
-        return self.folder / f"{kind}-{_key(parts)}"
+        return self.folder / f"{kind}-{entry_key(parts)}"
 
     def info(self) -> CacheInfo:
         """What the folder holds now."""
@@ -235,7 +235,8 @@ def _checksum_path(path: Path) -> Path:
     return path.with_name(path.name + _CHECKSUM_SUFFIX)
 
 
-def _key(parts: Mapping[str, object]) -> str:
+def entry_key(parts: Mapping[str, object]) -> str:
+    """The hash by which an entry made from `parts` is found."""
     text = json.dumps({"version": _VERSION, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_KEY_LENGTH]
 

@@ -49,6 +49,7 @@ class Architecture:
         factory: What builds it; looked up by its name where None.
         label_source: Where `label_names` stand: `label_names of config.json`; empty without any.
         names_passed_over: What is to be said of class names that are not as many as the outputs, a sentence each.
+        is_live: Whether it is that of a module in memory, which nothing names.
     """
 
     name: str
@@ -63,11 +64,14 @@ class Architecture:
     factory: Factory | None = field(default=None, repr=False, compare=False)
     label_source: str = ""
     names_passed_over: tuple[str, ...] = ()
+    is_live: bool = False
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
-        settings = self.preprocessing.to_settings()
-        return metadata_of(Description(self.name, self.source, self.arguments, settings, self.label_names))
+        # Ready tensors tell nothing of how images of files are prepared.
+        settings = {} if self.preprocessing.is_ready else self.preprocessing.to_settings()
+        name = None if self.is_live else self.name
+        return metadata_of(Description(name, self.source, self.arguments, settings, self.label_names))
 
 
 @dataclass(frozen=True)

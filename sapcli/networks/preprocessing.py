@@ -12,6 +12,8 @@ from sapcli.settings import Exif, PreprocessingOverrides
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _CROP_MODES = ("center", "squash", "border")
+# What stands for the filter and the crop where nothing is resized or cropped.
+_READY = "none"
 
 # The effect of these on images of about the input's size is small; the other settings have no harmless value.
 _HARMLESS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
@@ -52,10 +54,17 @@ class Preprocessing:
     def __str__(self) -> str:
         """The settings in one line."""
         channels, height, width = self.input_size
+        if self.is_ready:
+            return f"{channels}x{height}x{width}, ready tensors taken as they are"
         mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
         turned = ", EXIF orientation applied" if self.exif is Exif.APPLY else ""
         return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}{turned}"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is nothing to prepare, since the images are the network's inputs."""
+        return self.crop_mode == _READY
 
     def to_settings(self) -> dict[str, object]:
         """All but the source, in the terms of timm's `pretrained_cfg`; `exif`, which it has not, only where applied."""
@@ -69,6 +78,13 @@ class Settings:
 
     source: str
     values: Mapping[str, object]
+
+
+def ready_tensors(shape: Sequence[int]) -> Preprocessing:
+    """The preprocessing of tensors `[C, H, W]` that are the network's inputs as they are."""
+    channels, height, width = shape
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    return Preprocessing((channels, height, width), mean, std, _READY, 1.0, _READY, "the dataset's tensors")
 
 
 def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: PreprocessingOverrides) -> Preprocessing:

@@ -84,9 +84,16 @@ def test_a_shell_command_runs(folder: Path, block: str) -> None:
 
 
 def test_python_runs(folder: Path) -> None:
-    (block,) = blocks("python")
-    ended = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    from_files, in_memory = blocks("python")
+    module = (
+        "import timm\nfrom PIL import Image\nfrom torchvision.datasets import ImageFolder\n"
+        "net = timm.create_model('test_resnet', num_classes=10)\n"
+        "net.pretrained_cfg = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}\n"
+        "print(repaired_in_memory(net, ImageFolder('data/train')).module is net)\n"
+    )
+    for block in (from_files, in_memory + module):
+        ended = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
 
 
 def test_settings_are_accepted(tmp_path: Path) -> None:
