@@ -42,16 +42,17 @@ from sapcli.activations.bases import Bases
 from sapcli.checkpoints import saving
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.datasets.live.samples import SampleSource, first_image, ready_shape
-from sapcli.machine.cache import Cache
+from sapcli.machine.cache import Cache, MemoryCache
 from sapcli.machine.device import resolve_device
-from sapcli.machine.memory_cache import MemoryCache
-from sapcli.machine.progress import Progress, SilentProgress
+from sapcli.machine.notebook import usual_progress
+from sapcli.machine.progress import Progress
 from sapcli.networks.live_module import device_of, take_over
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.metadata import repair_metadata
 from sapcli.repairs.model_and_data import LiveSamples
 from sapcli.repairs.pipeline import Repair, run_repair
 from sapcli.repairs.session import Session
+from sapcli.reports.summaries import repair_table
 from sapcli.settings import (
     BatchNorm,
     DataSource,
@@ -86,6 +87,10 @@ class Repaired:
     def module(self) -> nn.Module:
         """The repaired network, in eval mode, that which was handed over or a new one; it takes normalised images."""
         return self.session.classifier.module
+
+    def _repr_html_(self) -> str:
+        """The repair as a notebook shows it: a small report."""
+        return repair_table(self.session.checkpoint.source, self.outcome)
 
     def save(self, path: str | Path) -> Path:
         """Write the corrected checkpoint, replacing an existing file, and return its path.
@@ -124,7 +129,7 @@ class SessionOptions(TypedDict, total=False):
         workers: Processes that decode images, none by default; with more, call from under `if __name__ == "__main__"`.
         seed: For all that is random; 0 by default.
         cache_dir: Where artifacts are kept; the user's cache folder where `None`.
-        progress: Told how far the stages are; nobody where `None`.
+        progress: Told how far the stages are; where `None`, bars of a notebook, elsewhere nobody.
     """
 
     module: nn.Module | None
@@ -159,7 +164,7 @@ def open_session(
         TypeError: An option is none of these, or does not go with another.
     """
     _check_options(checkpoint, data, options)
-    listener = options.get("progress") or SilentProgress()
+    listener = options.get("progress") or usual_progress()
     module, dataset = options.get("module"), options.get("dataset")
     overrides = options.get("preprocessing") or PreprocessingOverrides()
     validation = options.get("validation")

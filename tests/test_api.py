@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import doctest
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import timm
@@ -38,6 +40,21 @@ def test_what_is_saved_is_the_network_that_was_measured(noisy: Trained, tmp_path
     state = repaired.module.state_dict()
     assert saved.keys() == load_file(noisy.checkpoint).keys()
     assert all(torch.equal(saved[name], state[name]) for name in saved)
+
+
+def test_a_notebook_shows_a_small_report(noisy: Trained, tmp_path: Path) -> None:
+    checkpoint = shutil.copy(noisy.checkpoint, tmp_path / "<b>model.safetensors")
+    shutil.copy(noisy.checkpoint.with_name("config.json"), tmp_path)
+    repaired = repair(checkpoint, noisy.data, trusted_count=60, alpha=3000)
+    html = repaired._repr_html_()
+    tree = ElementTree.fromstring(html)
+    rows = {row[0].text: row[1].text for row in tree.iter("tr")}
+    assert rows["alpha"] == "3000, as given"
+    assert rows["trusted"] == "60 samples"
+    assert repaired.outcome.before is not None
+    assert rows["before"] == f"{repaired.outcome.before.top1:.2f}% of the validation labels"
+    assert [point.text for point in tree.iter("li")] == list(repaired.outcome.weak_points)
+    assert "&lt;b&gt;model.safetensors" in html
 
 
 def test_the_package_imports_without_torch() -> None:

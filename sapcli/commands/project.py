@@ -37,13 +37,12 @@ from sapcli.commands.line.project_options import ProjectionOptions, RecordOption
 from sapcli.errors import GateError, SapError, UsageError, unexpected
 from sapcli.machine.files import atomic_write
 from sapcli.machine.results import results
-from sapcli.repairs.alpha_search import KNEE, Evidence
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.layer_plan import check_patterns
 from sapcli.repairs.metadata import repair_metadata
 from sapcli.repairs.pipeline import Repair, run_repair
 from sapcli.repairs.session import Samples, Session
-from sapcli.reports.summaries import append_summary, repair_summary
+from sapcli.reports.summaries import append_summary, repair_rows, repair_summary
 from sapcli.settings import PlanFormat, ProjectionSettings, ReportForm, ResultFormat
 
 
@@ -314,34 +313,6 @@ def _collecting(failed: list[SapError], what: str) -> Iterator[None]:
         failure = unexpected(error, f"{what} could not be made")
         failure.__cause__ = error
         failed.append(failure)
-
-
-def repair_rows(repair: Repair) -> list[tuple[str, str]]:
-    """What a repair did, as names and words."""
-    choice, plan = repair.choice, repair.plan
-    skipped = len(plan.skipped)
-    rows = [("projected", f"{len(plan.projected)} weights" + (f", {skipped} left as they are" if skipped else ""))]
-    if repair.trusted:
-        rows.insert(0, ("trusted", f"{repair.trusted} samples"))
-    why = {
-        Evidence.FIXED: "as given",
-        Evidence.VALIDATION: f"the best of {len(choice.trials)} on the validation images",
-        Evidence.KNEE: f"the smallest that keeps {KNEE:.0%} of the trusted samples right",
-    }[choice.evidence]
-    if choice.alpha is None:
-        rows = [("result", "nothing beats the unchanged model: the weights are written as they were")]
-    else:
-        rows.append(("alpha", f"{choice.alpha:g}, {why}"))
-        if repair.batchnorm_images:
-            rows.append(("BatchNorm", f"re-estimated on {repair.batchnorm_images} unlabeled training images"))
-    if repair.before is not None:
-        rows.append(("before", f"{repair.before.top1:.2f}% of the validation labels"))
-    if repair.after is not None and repair.gain is not None and choice.alpha is not None:
-        gain = repair.gain
-        rows.append(
-            ("after", f"{repair.after.top1:.2f}%, {gain.points:+.2f} points [{gain.low:+.2f}, {gain.high:+.2f}]")
-        )
-    return rows
 
 
 def _print_closing(terminal: console.Terminal, repair: Repair, rows: Sequence[tuple[str, str]], verbose: bool) -> None:
