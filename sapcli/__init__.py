@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sapcli.api import Repaired, open_session, repair
     from sapcli.settings import PreprocessingOverrides
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["PreprocessingOverrides", "Repaired", "__version__", "open_session", "repair"]
 
 

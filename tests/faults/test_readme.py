@@ -104,7 +104,7 @@ def test_settings_are_accepted(tmp_path: Path) -> None:
 
 
 def test_the_ci_jobs_end_as_their_gates_say(folder: Path) -> None:
-    github, gitlab = (yaml.safe_load(block) for block in blocks("yaml"))
+    github, gitlab = (yaml.safe_load(block) for block in blocks("yaml") if "uses:" not in block)
     scripts = [github[0]["run"], "\n".join(gitlab["repair"]["script"])]
     for script in scripts:
         ended = run_in(folder, script)
@@ -112,6 +112,13 @@ def test_the_ci_jobs_end_as_their_gates_say(folder: Path) -> None:
         assert ended.returncode in (0, 3), ended.stderr
     assert "### sap project" in (folder / "summary.md").read_text()
     assert (folder / "night.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_action_has_the_inputs_that_are_shown() -> None:
+    (block,) = (block for block in blocks("yaml") if "uses:" in block)
+    (step,) = yaml.safe_load(block)
+    action = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())
+    assert step["with"].keys() <= action["inputs"].keys()
 
 
 @pytest.mark.usefixtures("first_run")
