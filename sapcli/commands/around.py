@@ -15,6 +15,7 @@ def add_commands(app: typer.Typer) -> None:
     """Give the program these commands."""
     app.command(name="report")(_report)
     app.command(name="config")(_config)
+    app.command(name="env")(_env)
     app.command(name="demo")(_demo)
     cache = typer.Typer(no_args_is_help=True, help="See or empty the folder of intermediate artifacts.")
     cache.command(name="info")(_info)
@@ -57,6 +58,18 @@ def _config(
     from sapcli.commands.config import config as show
 
     show(context, command, output_format)
+
+
+def _env(context: typer.Context, output_format: FormatOfResult = ResultFormat.TEXT) -> None:
+    """Show what there is here, for a report of a fault: versions, devices and how fast they are, the cache, settings.
+
+    Of settings and variables only the names are told.
+
+    Example: sap env
+    """
+    from sapcli.commands.env import env as show
+
+    show(context, output_format)
 
 
 def _demo(

@@ -347,6 +347,33 @@ class InspectionDocument(Document):
     estimate: EstimateDocument | None
 
 
+class DeviceDocument(Document):
+    """A device, and what it does a second."""
+
+    name: str
+    kind: str
+    memory_bytes: int | None
+    threads: int | None
+    operations_per_second: dict[str, int]
+
+
+class EnvironmentDocument(Document):
+    """`sap env`: versions by package, `null` for what is not installed; of variables and settings the names alone."""
+
+    sap: str
+    python: str
+    platform: str
+    versions: dict[str, str]
+    extras: dict[str, dict[str, str | None]]
+    optional: dict[str, str | None]
+    devices: tuple[DeviceDocument, ...]
+    cache: str
+    cache_entries: int
+    cache_bytes: int
+    settings_file: str | None
+    variables: tuple[str, ...]
+
+
 class EventDocument(Document):
     """A line of `--progress-json`; which fields there are depends on the event."""
 
