@@ -9,6 +9,7 @@ from sapcli.activations.bases import Bases
 from sapcli.activations.bases_file import write_bases
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, TrustedSource, introduce, note_unchecked_order, tell_of_images
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import STDIO, destination_file, one_stdin, one_stdout, open_output, write_text
@@ -49,6 +50,9 @@ def activations(
         write_text(None, _document(session, samples, bases, str(destination)).to_json(), is_json=True)
     elif destination is not None:
         console.print_result(str(destination))
+    if destination is not None:
+        words = (inputs.checkpoint, inputs.data, "--bases", destination)
+        tell_next(terminal, "project", *words, options=same_inputs(inputs))
 
 
 def _document(session: Session, samples: Samples, bases: Bases, output: str) -> ActivationsDocument:

@@ -32,6 +32,15 @@ def _report(
         ReportForm | None, typer.Option("--format", help="By default what -o's ending says, and md on stdout.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
+    model_card: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-card",
+            metavar="README.md",
+            help="Put what was repaired into this model card, in the place of what an earlier call put there; all else"
+            " in it stays.",
+        ),
+    ] = None,
 ) -> None:
     """Render the report of a repair again from its JSON.
 
@@ -39,7 +48,7 @@ def _report(
     """
     from sapcli.commands.report import report as command
 
-    command(result, form, OutputOptions(output, force))
+    command(result, form, OutputOptions(output, force), model_card)
 
 
 def _config(

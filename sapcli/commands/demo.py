@@ -23,6 +23,7 @@ from torch import nn
 from sapcli.activations.scoring import normalise
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.commands.line.console import Terminal
+from sapcli.commands.line.next_step import tell_next
 from sapcli.commands.line.outputs import write_text
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.datasets.images import Images
@@ -79,6 +80,7 @@ def run_demo(folder: Path, output_format: ResultFormat = ResultFormat.TEXT) -> N
     repair = _run(terminal, "project", str(checkpoint), str(data), "-n", "300", *told, kept=is_json)
     terminal.note("5. The repaired network on the test images, and what it gained:")
     after = _run(terminal, "eval", str(corrected), str(data), "--baseline", str(checkpoint), *form, kept=is_json)
+    tell_next(terminal, "suspects", corrected, data, "--html", "suspects.html")
     if is_json:
         from sapcli.reports.documents import DemoDocument, EvaluationDocument, ProjectDocument
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line.console import Terminal
 from sapcli.commands.line.inputs import note_settings
+from sapcli.commands.line.next_step import DATA, same_model, tell_next
 from sapcli.commands.line.options import ModelOptions, RunOptions
 from sapcli.commands.line.outputs import write_text
 from sapcli.machine.results import are_shown as results_are_shown
@@ -19,10 +20,12 @@ from sapcli.settings import PlanFormat, ProjectionSettings
 
 def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: PlanFormat | None) -> None:
     """`sap inspect`."""
-    note_settings(Terminal(run.quiet), run.settings)
+    terminal = Terminal(run.quiet)
+    note_settings(terminal, run.settings)
     settings = run.to_settings()
     workload = usual_workload(settings.batch_size)
     _print(inspect_checkpoint(open_checkpoint(source), model.to_source(), settings.device, workload), output_format)
+    tell_next(terminal, "project", source, DATA, options=same_model(model, run.settings.names))
 
 
 def _print(inspection: Inspection, output_format: PlanFormat | None) -> None:

@@ -21,6 +21,7 @@ from sapcli.commands.line.inputs import (
     note_unchecked_order,
     tell_of_images,
 )
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import Reads, check_outputs
 from sapcli.commands.line.outputs import (
@@ -148,6 +149,7 @@ def _project(
             count = len(trust.samples(session).indices)
         form = PlanFormat.JSON if request.format is ResultFormat.JSON else None
         print_plan(session, settings, count, selects=selects, captures=captures, output_format=form)
+        tell_next(terminal, "project", inputs.checkpoint, inputs.data, options=same_inputs(inputs))
         return
 
     bases, samples = _artifacts(session, request, settings, trust)
@@ -193,6 +195,9 @@ def _project(
     finally:
         if failure is not None:
             raise failure
+    if shown is not None and not others:
+        words = (shown, inputs.data, "--baseline", inputs.checkpoint)
+        tell_next(terminal, "eval", *words, options=same_inputs(inputs, repaired=True))
 
 
 def _reads(inputs: Inputs, request: Request, checkpoint: Checkpoint, others: Sequence[str]) -> Reads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, introduce, note_unchecked_order, tell_of_images
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import destination_file, write_text
@@ -29,3 +30,5 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions, o
     )
     if destination is not None:
         console.print_result(str(destination))
+    given = () if destination is None else ("--trusted", destination)
+    tell_next(terminal, "project", inputs.checkpoint, inputs.data, *given, options=same_inputs(inputs))

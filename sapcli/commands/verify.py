@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import given_bases
+from sapcli.commands.line.next_step import DATA, tell_next
 from sapcli.commands.line.outputs import STDIO, write_text
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.machine.text import printable
@@ -42,3 +43,5 @@ def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool,
             f" {'; '.join(finding.text for finding in wrong)}",
             wrong[0].hint,
         )
+    baseline = () if original is None else ("--baseline", original)
+    tell_next(console.Terminal(quiet), "eval", source, DATA, *baseline)

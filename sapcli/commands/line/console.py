@@ -124,6 +124,11 @@ class Terminal:
             for name, text in rows:
                 self._console.print(Text(without_commands(f"  {name:<{width}}  {printable(text)}")))
 
+    def next(self, text: str) -> None:
+        """Say what usually comes next, to a person at a terminal alone."""
+        if self._console.is_terminal:
+            self._say(text, style="dim")
+
     def _send(self, event: str, **fields: object) -> None:
         if self._events is not None:
             self._events.send(event, **fields)
