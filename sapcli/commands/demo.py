@@ -233,7 +233,7 @@ def _prepare(folder: Path, outputs: list[Path]) -> None:
             output.unlink(missing_ok=True)
 
 
-def _run(terminal: Terminal, *arguments: str, kept: bool) -> bytes:
+def _run(terminal: Terminal, *arguments: str, kept: bool = False) -> bytes:
     """Show a command and run it as a process of its own, on the same terminal.
 
     Returns:
