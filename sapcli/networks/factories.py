@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from sapcli.errors import ArchitectureError
 from sapcli.machine.text import in_one_line
 from sapcli.networks.building_limits import BuildingLimits, NetworkTooLargeError
+from sapcli.networks.light_imports import without_compiler
 from sapcli.networks.own_code import RUN_AGAIN, OwnCode, load_own_code
 from sapcli.settings import names_own_code
 
@@ -243,7 +244,8 @@ def _find_timm(name: str) -> Factory | None:
 
 
 def _find_torchvision(name: str) -> Factory | None:
-    from torchvision import models
+    with without_compiler():
+        from torchvision import models
 
     if name not in models.list_models(module=models):
         return None
