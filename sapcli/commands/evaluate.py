@@ -90,7 +90,7 @@ def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool
     dataset = session.evaluation()
     introduce(session, dataset)
     images = session.images(dataset)
-    where = dataset.root if dataset.split is None else dataset.root / dataset.split
+    where = dataset.where
     trusted = find_contents(dataset, from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, "")))
     if trusted:
         terminal.warn(

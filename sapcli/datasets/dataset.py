@@ -60,6 +60,7 @@ class Dataset:
         remarks: What was guessed, passed over or left out, a line each, for people.
         digests: What tells the contents of the files.
         unpacked: Whether the files are only there for this process.
+        given: What the user named where that is a file: a list of images, a label file, an archive.
     """
 
     root: Path
@@ -70,6 +71,12 @@ class Dataset:
     remarks: tuple[str, ...] = ()
     digests: FileDigests = field(default_factory=FileDigests, repr=False, compare=False)
     unpacked: bool = False
+    given: Path | None = field(default=None, compare=False)
+
+    @property
+    def where(self) -> Path:
+        """What messages call the place of the images: as the user named it, or the split's folder."""
+        return self.given or (self.root if self.split is None else self.root / self.split)
 
     def decoder(self, preprocessing: Preprocessing) -> Decoding:
         """What gives the pixels of the samples, by their paths."""
@@ -185,6 +192,7 @@ def open_dataset(
         remarks=remarks,
         digests=digests or FileDigests(),
         unpacked=source.unpacked,
+        given=None if source.root == root else root,
     )
 
 

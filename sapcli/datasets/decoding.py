@@ -220,11 +220,17 @@ class Decoder:
 
 def longest_side(path: Path) -> int | None:
     """The longer side of an image file in pixels, by its header; `None` where that cannot be read."""
+    size = header_size(path)
+    return None if size is None else max(size)
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an image file in pixels, by its header; `None` where that cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with open_image(path) as image:
-                return max(image.size)
+                return image.size
         except Exception:  # as of damaged files above
             return None
 

@@ -109,6 +109,8 @@ def resolve_architecture(
     spec: str | None = None,
     arguments: Mapping[str, object] | None = None,
     overrides: PreprocessingOverrides = _NO_OVERRIDES,
+    *,
+    for_images: bool = True,
 ) -> Architecture:
     """Find out what a checkpoint's network is.
 
@@ -117,6 +119,7 @@ def resolve_architecture(
         spec: The user's `--arch`; None to take what the checkpoint says, or what its tensors are.
         arguments: The user's `--arch-arg`, before the checkpoint's own.
         overrides: The user's preprocessing options, before all others.
+        for_images: Whether images are going to be prepared; otherwise their mean and std need not be known.
 
     Raises:
         ArchitectureError: If nothing names the architecture, it cannot be built, the tensors do not fit it, or its
@@ -131,7 +134,8 @@ def resolve_architecture(
     plan = fitting_plan(checkpoint, factory, {**description.arguments, **(arguments or {})}, requested)
 
     built_for = built_input_size(plan.arguments, [own, *plan.published])
-    preprocessing = resolve_preprocessing(factory.name, [built_for, own, *plan.published], overrides)
+    sources = [built_for, own, *plan.published]
+    preprocessing = resolve_preprocessing(factory.name, sources, overrides, for_images=for_images)
     # What the user's own code builds is the user's own business.
     with limits.on_tensors() if plan.arguments and factory.own is None else contextlib.nullcontext():
         num_classes = plan.num_classes or _outputs(checkpoint, factory, plan, preprocessing.input_size)

@@ -33,7 +33,7 @@ class Preprocessing:
 
     Attributes:
         input_size: Channels, height, width.
-        mean: Per channel, of values in [0, 1]; subtracted.
+        mean: Per channel, of values in [0, 1]; subtracted. Empty where it is not known, and no image is prepared.
         std: Per channel, likewise; divided by.
         interpolation: PIL's name of the filter, in lower case.
         crop_pct: The side of the crop over the side that the image is resized to.
@@ -56,7 +56,7 @@ class Preprocessing:
         channels, height, width = self.input_size
         if self.is_ready:
             return f"{channels}x{height}x{width}, ready tensors taken as they are"
-        mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        mean, std = (",".join(f"{value:.3g}" for value in values) or "not known" for values in (self.mean, self.std))
         crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
         turned = ", EXIF orientation applied" if self.exif is Exif.APPLY else ""
         return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}{turned}"
@@ -87,13 +87,16 @@ def ready_tensors(shape: Sequence[int]) -> Preprocessing:
     return Preprocessing((channels, height, width), mean, std, _READY, 1.0, _READY, "the dataset's tensors")
 
 
-def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: PreprocessingOverrides) -> Preprocessing:
+def resolve_preprocessing(
+    name: str, sources: Sequence[Settings], overrides: PreprocessingOverrides, *, for_images: bool = True
+) -> Preprocessing:
     """Put the preprocessing together.
 
     Args:
         name: The architecture, for messages.
         sources: What is known, the most important first; each setting is taken from the first that has it.
         overrides: The user's options, before all of them.
+        for_images: Whether images are going to be prepared; otherwise mean and std may be left open, and are empty.
 
     Raises:
         ArchitectureError: If the input size, mean or std is known from nowhere, or a value makes no sense.
@@ -109,7 +112,8 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
         if layer is not None:
             chosen[key] = layer.values[key], layer.source
 
-    unknown = [option for key, option in _OPTIONS.items() if key not in chosen]
+    left_open = () if for_images else ("mean", "std")
+    unknown = [option for key, option in _OPTIONS.items() if key not in chosen and key not in left_open]
     if unknown:
         raise ArchitectureError(
             f"{name} does not say how its input images are prepared, and nothing else does",
@@ -119,8 +123,9 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
     crop_pct = _positive("crop_pct", *chosen["crop_pct"])
     if math.prod(size) / crop_pct / crop_pct > max(_MOST_BEFORE_CROPPING, 4 * math.prod(size)):
         raise _senseless("crop_pct", crop_pct, "a share that makes no image of gigabytes", chosen["crop_pct"][1])
-    mean, std = (_per_channel(key, *chosen[key], size[0]) for key in ("mean", "std"))
-    _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
+    mean, std = (_per_channel(key, *chosen[key], size[0]) if key in chosen else () for key in ("mean", "std"))
+    if mean and std:
+        _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
     return Preprocessing(
         input_size=size,
         mean=mean,

@@ -15,6 +15,7 @@ from sapcli.activations.plain_comparison import choose_way
 from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
+from sapcli.datasets.classes import overridden_names
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.images import Images
@@ -231,6 +232,11 @@ class ModelAndData:
             self._folder_order = self._find_folder_order(dataset)
             if self._folder_order not in (None, dataset.classes):
                 dataset = self._opened(folder, role, split, self._folder_order)
+        names, class_map = self.architecture.label_names, self.source.class_map
+        if names is not None and class_map is not None:
+            overridden = overridden_names(self.architecture.num_classes, names, class_map)
+            if overridden is not None:
+                self.progress.warn(overridden)
         self._said(dataset)
         return dataset
 

@@ -306,11 +306,14 @@ class EstimateDocument(Document):
 
 
 class PreprocessingDocument(Document):
-    """How images become inputs: channels, height and width, and the mean and deviation of pixels in [0, 1]."""
+    """How images become inputs: channels, height and width, and the mean and deviation of pixels in [0, 1].
+
+    Mean and deviation are `null` where nothing says them: no plan depends on them.
+    """
 
     input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     interpolation: str
     crop_pct: float
     crop_mode: str
@@ -321,8 +324,7 @@ class PreprocessingDocument(Document):
 class InspectionDocument(Document):
     """`sap inspect` and `sap project --dry-run`: what a checkpoint is, and what a repair would do.
 
-    Where `architecture` is `null`, `problem` says why and the candidates what it may be. `preprocessing` is `null`
-    where nothing says it and nothing of the inspection depends on it.
+    Where `architecture` is `null`, `problem` says why and the candidates what it may be.
     """
 
     checkpoint: str
