@@ -47,6 +47,8 @@ from sapcli.machine.device import resolve_device
 from sapcli.machine.notebook import usual_progress
 from sapcli.machine.progress import Progress
 from sapcli.networks.live_module import device_of, take_over
+from sapcli.polishing.metadata import polish_metadata
+from sapcli.polishing.pipeline import Polish, check_polish, run_polish
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.metadata import repair_metadata
 from sapcli.repairs.model_and_data import LiveSamples
@@ -58,6 +60,7 @@ from sapcli.settings import (
     DataSource,
     Importance,
     ModelSource,
+    PolishSettings,
     PreprocessingOverrides,
     ProjectionSettings,
     RunSettings,
@@ -105,6 +108,35 @@ class Repaired:
         replacements = {} if alpha is None else self.correction.replacements(alpha)
         metadata = repair_metadata(self.session, self.outcome, self.correction, self.settings, self.bases, None)
         saving.write_checkpoint(self.session.checkpoint, path, replacements, metadata)
+        return path
+
+
+@dataclass(frozen=True)
+class Polished:
+    """A polish that was done.
+
+    Attributes:
+        outcome: What was done, which model was chosen, and the gain on the validation images where there are any.
+        session: The checkpoint and the data, with the network as the choice left it.
+    """
+
+    outcome: Polish
+    session: Session
+
+    @property
+    def module(self) -> nn.Module:
+        """The network that was chosen, in eval mode; it takes normalised images."""
+        return self.session.classifier.module
+
+    def save(self, path: str | Path) -> Path:
+        """Write the polished checkpoint, replacing an existing file, and return its path.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        path = Path(path)
+        metadata = polish_metadata(self.session, self.outcome)
+        saving.write_checkpoint(self.session.checkpoint, path, self.outcome.weights, metadata)
         return path
 
 
@@ -265,6 +297,29 @@ def repair(
     if live is not None:
         live.give_back()
     return Repaired(outcome, session, bases, settings, correction)
+
+
+def polish(
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    settings: PolishSettings = PolishSettings(),  # noqa: B008 - frozen
+    **options: Unpack[SessionOptions],
+) -> Polished:
+    """Train a classifier on for a few epochs, from its repaired weights; nothing is written before `Polished.save`.
+
+    Args:
+        checkpoint: See `open_session`.
+        data: The noisy training data.
+        settings: How it is trained.
+        **options: See `SessionOptions`; `batch_size` is that of the training too.
+
+    Raises:
+        SapError: The input cannot be used; `message` says why and `hint` what to do.
+    """
+    session = open_session(checkpoint, data, **options)
+    check_polish(session, settings)
+    return Polished(run_polish(session, settings), session)
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -62,6 +62,19 @@ class BatchNorm(StrEnum):
     KEEP = "keep"
 
 
+class Augment(StrEnum):
+    """How training images are varied beside being flipped."""
+
+    AUTO = "auto"
+    """By their size: small reflected crops up to 64 pixels, resized crops above."""
+    TRIVIAL = "trivial"
+    """One random change of colour or shape an image as well (TrivialAugment, Mueller and Hutter, ICCV 2021)."""
+    RAND = "rand"
+    """Two of them (RandAugment, Cubuk et al., NeurIPS 2020)."""
+    NONE = "none"
+    """Not at all."""
+
+
 class Precision(StrEnum):
     """What the network computes in where it need not be exact: to choose alpha, and to look through samples."""
 
@@ -109,6 +122,17 @@ class SuspectsFormat(StrEnum):
     JSON = "json"
     CSV = "csv"
     PATHS = "paths"
+
+
+class NoiseKind(StrEnum):
+    """How labels become wrong that are made so on purpose."""
+
+    SYMMETRIC = "symmetric"
+    """Any other class."""
+    ASYMMETRIC = "asymmetric"
+    """Classes are taken for one that looks alike."""
+    HIERARCHICAL = "hierarchical"
+    """Another class of the same group."""
 
 
 class LabelForm(StrEnum):
@@ -210,3 +234,28 @@ class ProjectionSettings:
     keep_classifier: bool = False
     forget_mode: ForgetMode = ForgetMode.KEEP_SHARED
     batchnorm: BatchNorm = BatchNorm.REESTIMATE
+
+
+@dataclass(frozen=True)
+class PolishSettings:
+    """How a model is trained on; what is `None` is found out.
+
+    Attributes:
+        epochs: Passes over the training images.
+        max_minutes: What the run may take in all; its schedule fits itself to that.
+        labels_as_given: Whether labels are believed as they are, and not blended with the model's own answers.
+        repair_first: Whether training begins with the repaired model, and not with the one that is given.
+        flip: Whether images are mirrored.
+        augment: How images are varied otherwise.
+        freeze: Patterns of parameters that stay as they are.
+        head_only: Whether the classifier alone is trained.
+    """
+
+    epochs: int | None = None
+    max_minutes: float | None = None
+    labels_as_given: bool = False
+    repair_first: bool = True
+    flip: bool | None = None
+    augment: Augment = Augment.AUTO
+    freeze: tuple[str, ...] = ()
+    head_only: bool = False

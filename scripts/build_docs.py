@@ -135,7 +135,7 @@ def parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
             continue
         kind, *told = get_args(hints[name])
         info = next(each for each in told if isinstance(each, ArgumentInfo | OptionInfo))
-        value = info.metavar or ("" if kind is bool else _word(kind))
+        value = info.metavar or _word(kind)
         optional = parameter.default is not inspect.Parameter.empty
         if isinstance(info, ArgumentInfo):
             several = "..." if get_origin(kind) is list else ""
@@ -143,21 +143,23 @@ def parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
             continue
         # Typer finds the first name in the place of a default, since that stands in the signature.
         first = (info.default,) if isinstance(info.default, str) else ()
-        names = sorted((*first, *(info.param_decls or ())) or (f"--{name.replace('_', '-')}",), key=len)
+        declared = (*first, *(info.param_decls or ())) or (f"--{name.replace('_', '-')}",)
+        # A flag and its opposite are declared as one.
+        names = sorted((part.strip() for each in declared for part in each.split("/")), key=len)
         variable = info.envvar if isinstance(info.envvar, str) else ""
         panel = info.rich_help_panel if isinstance(info.rich_help_panel, str) else _NO_PANEL
         yield Parameter(tuple(names), value, info.help or "", panel, _default(parameter.default), variable)
 
 
 def _word(kind: Any) -> str:
-    """What stands for a value of a type."""
+    """What stands for a value of a type; nothing for a flag."""
     if get_origin(kind) in (Union, UnionType):
         kind = next(each for each in get_args(kind) if each is not NoneType)
     if get_origin(kind) is list:
         kind = get_args(kind)[0]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "|".join(str(each.value) for each in kind)
-    return _WORDS[kind]
+    return "" if kind is bool else _WORDS[kind]
 
 
 def _default(value: object) -> str:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "sapcli"
 DESIGN, CONTRIBUTING = ROOT / "docs" / "design.md", ROOT / "CONTRIBUTING.md"
 WINGS = [PACKAGE, *sorted(init.parent for init in PACKAGE.rglob("*/__init__.py"))]
 
-_MOST_LINES, _MOST_MODULES, _MOST_IN_PACKAGE = 400, 16, 14
+_MOST_LINES, _MOST_MODULES, _MOST_IN_PACKAGE = 400, 16, 15
 _PATH_ENDINGS = (".py", ".md", ".j2", ".css", ".xz", "/")
 _PATH_NAMES = ("Makefile", "pyproject.toml", ".ci/run")
 

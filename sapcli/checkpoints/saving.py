@@ -135,8 +135,12 @@ def write_safetensors(
         raise write_error("to the output stream", error) from error
 
 
-def default_output(checkpoint: Checkpoint) -> Path:
-    """Where a repaired checkpoint goes without a word from the user: beside the input, with `.sap` in its name.
+def default_output(checkpoint: Checkpoint, mark: str = "sap") -> Path:
+    """Where a corrected checkpoint goes without a word from the user: beside the input, with a mark in its name.
+
+    Args:
+        checkpoint: The input.
+        mark: What stands in the name beside that of the input.
 
     Raises:
         UsageError: The checkpoint came through a pipe and so lies nowhere.
@@ -145,8 +149,8 @@ def default_output(checkpoint: Checkpoint) -> Path:
         raise UsageError(f"{checkpoint.source} has no place for an output beside it", "Name the output with -o FILE.")
     name = checkpoint.path.name
     if checkpoint.form is Form.SHARDED:
-        return checkpoint.path.with_name(f"{_index_stem(name)}.sap{INDEX_SUFFIX}")
-    return checkpoint.path.with_name(f"{Path(name).stem}.sap.safetensors")
+        return checkpoint.path.with_name(f"{_index_stem(name)}.{mark}{INDEX_SUFFIX}")
+    return checkpoint.path.with_name(f"{Path(name).stem}.{mark}.safetensors")
 
 
 def output_files(checkpoint: Checkpoint, destination: Path) -> tuple[Path, ...]:

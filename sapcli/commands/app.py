@@ -23,6 +23,7 @@ from sapcli.commands.line.options import (
     FormatOfResult,
     ModelOptions,
     OutputOptions,
+    RequireGain,
     RunOptions,
     SelectionOptions,
     Summary,
@@ -30,6 +31,7 @@ from sapcli.commands.line.options import (
     option,
 )
 from sapcli.commands.line.parsing import finite
+from sapcli.commands.line.polish_options import PolishOptions
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
 from sapcli.commands.line.settings_file import default_map, find_settings, named_settings
 from sapcli.commands.line.suspects_options import SuspectsOptions
@@ -154,16 +156,7 @@ def project(
     record: RecordOptions,
     trusted: Trusted = None,
     all_rows: AllRows = False,
-    require_gain: Annotated[
-        float | None,
-        option(
-            "--require-gain",
-            panel=GATES,
-            metavar="POINTS",
-            callback=finite,
-            help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
-        ),
-    ] = None,
+    require_gain: RequireGain = None,
     dry_run: Annotated[
         bool, option("--dry-run", panel=RUN, help="Show what would be done with every weight, and how long it takes.")
     ] = False,
@@ -183,6 +176,37 @@ def project(
 
     request = Request(selection, trusted, projection, output, record, require_gain, dry_run, output_format)
     command(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows), request)
+
+
+@app.command()
+@grouped
+def polish(
+    checkpoint: CheckpointArgument,
+    data: DataArgument,
+    model: ModelOptions,
+    images: DataOptions,
+    options: PolishOptions,
+    run: RunOptions,
+    output: OutputOptions,
+    summary: Summary = None,
+    require_gain: RequireGain = None,
+    output_format: FormatOfResult = ResultFormat.TEXT,
+) -> None:
+    """Train a repaired model on for a few epochs, with gradients: minutes on a GPU, and better than a repair alone.
+
+    Repairs the checkpoint first, unless that was done, blends each label with the repaired model's own answer, and
+    trains with varied and mixed images; nothing has to be tuned. Writes NAME.polished.safetensors beside the
+    checkpoint, or what -o names, and prints its path. The given and the repaired model are candidates too: the one that
+    is best on the validation images is written. A run that was interrupted goes on after its last epoch.
+
+    Example: sap polish model.safetensors data/
+    """
+    from sapcli.commands.line.inputs import Inputs
+    from sapcli.commands.polish import PolishRequest
+    from sapcli.commands.polish import polish as command
+
+    request = PolishRequest(options, output, summary, require_gain, output_format)
+    command(Inputs(checkpoint, data, model, images, run), request)
 
 
 @app.command()

@@ -59,8 +59,13 @@ def repair_metadata(
         described["sap.gain"] = json.dumps({"points": gain.points, "interval": [gain.low, gain.high]})
     if forget is not None:
         described |= {"sap.forget": forget.samples, "sap.forget_mode": settings.forget_mode.value}
+    return carried_metadata(session) | described
+
+
+def carried_metadata(session: Session) -> dict[str, str]:
+    """What every corrected checkpoint says: the input's own metadata, without its `sap.*`, and what the network is."""
     kept = {key: text for key, text in session.checkpoint.metadata.items() if not key.startswith("sap.")}
-    return kept | _with_class_names(session).to_metadata() | described
+    return kept | _with_class_names(session).to_metadata()
 
 
 def _with_class_names(session: Session) -> Architecture:

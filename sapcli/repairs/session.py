@@ -60,6 +60,11 @@ class Session(ModelAndData):
             "versions": _versions(),
         }
 
+    @property
+    def key(self) -> dict[str, object]:
+        """What every cached artifact of the training images depends on."""
+        return self._cache_key(self.training.fingerprint)
+
     def _fetch_made_of(
         self,
         images: Images,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -168,6 +168,32 @@ class ProjectDocument(Document):
         )
 
 
+class PolishDocument(Document):
+    """`sap polish`: what a training from the repaired weights did; `output` and `gate` as of `sap project`."""
+
+    checkpoint: str
+    output: str | None
+    changed: bool
+    result: str
+    reason: str
+    repaired: bool
+    alpha: float | None
+    epochs: int
+    steps: int
+    restarts: int
+    trained: int
+    held_out: int
+    validation_images: int
+    recipe: str
+    augmentation: str
+    before: ScoresDocument | None
+    after: ScoresDocument | None
+    gain: GainDocument | None
+    gate: GateDocument | None
+    weak_points: tuple[str, ...]
+    input_digest: str
+
+
 class BasisDocument(Document):
     """The bases of one weight: of so many windows, from so many rows, with so many directions in each of the groups."""
 
@@ -258,95 +284,6 @@ class DemoDocument(Document):
     before: EvaluationDocument
     repair: ProjectDocument
     after: EvaluationDocument
-
-
-class WeightDocument(Document):
-    """What a repair would do with one weight: why it is not projected, and the rows that it multiplies."""
-
-    name: str
-    shape: tuple[int, ...]
-    projected: bool
-    reason: str | None
-    row_length: int | None
-    groups: int | None
-    windows: int
-
-
-class StageDocument(Document):
-    """A part of a repair: its operations, and the seconds that they take at the rates measured."""
-
-    name: str
-    operations: int
-    seconds: float
-
-
-class WorkloadDocument(Document):
-    """What the estimate takes to be run, in numbers of images and of values of alpha."""
-
-    scored: int
-    trusted: int
-    captured: bool
-    judged: int
-    trials: int
-    batchnorm: int
-    batch_size: int | None
-    looks: int
-    all_rows: bool
-
-
-class EstimateDocument(Document):
-    """What a repair would take on a device, without the decoding of images."""
-
-    device: str
-    seconds: float
-    memory_bytes: int
-    workload: WorkloadDocument
-    operations_per_second: dict[str, int]
-    stages: tuple[StageDocument, ...]
-
-
-class PreprocessingDocument(Document):
-    """How images become inputs: channels, height and width, and the mean and deviation of pixels in [0, 1].
-
-    Mean and deviation are `null` where nothing says them: no plan depends on them.
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    interpolation: str
-    crop_pct: float
-    crop_mode: str
-    source: str
-    exif: Literal["ignore", "apply"]
-
-
-class InspectionDocument(Document):
-    """`sap inspect` and `sap project --dry-run`: what a checkpoint is, and what a repair would do.
-
-    Where `architecture` is `null`, `problem` says why and the candidates what it may be.
-    """
-
-    checkpoint: str
-    form: str
-    entries: int
-    dtypes: dict[str, int]
-    parameters: int
-    architecture: str | None
-    problem: str | None = None
-    candidates: tuple[str, ...] | None = None
-    candidates_fit: bool | None = None
-    candidates_preprocessing: dict[str, str] | None = None
-    architecture_source: str | None = None
-    arguments: dict[str, Any] | None = None
-    classes: int | None = None
-    label_names: tuple[str, ...] | None = None
-    preprocessing: PreprocessingDocument | None = None
-    metadata: dict[str, str]
-    earlier_repair: dict[str, str] | None
-    extra_entries: tuple[str, ...]
-    weights: tuple[WeightDocument, ...]
-    estimate: EstimateDocument | None
 
 
 class DeviceDocument(Document):

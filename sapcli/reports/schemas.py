@@ -17,10 +17,11 @@ from sapcli.reports.documents import (
     EnvironmentDocument,
     EvaluationDocument,
     EventDocument,
-    InspectionDocument,
+    PolishDocument,
     ProjectDocument,
     VerificationDocument,
 )
+from sapcli.reports.inspection_documents import InspectionDocument
 from sapcli.reports.schema import RepairReport
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -33,6 +34,7 @@ _KINDS: dict[str, Any] = {
     "env": EnvironmentDocument,
     "eval": EvaluationDocument,
     "inspect": InspectionDocument,
+    "polish": PolishDocument,
     "progress": EventDocument,
     "project": ProjectDocument,
     "report": RepairReport,

@@ -52,7 +52,16 @@ def repair_table(checkpoint: str, repair: Repair) -> str:
 
 def repair_summary(checkpoint: str, rows: Sequence[tuple[str, str]]) -> str:
     """What a repair did, as a table."""
-    lines = [f"### sap project: {markdown_cell(checkpoint)}", "", "| | |", "|---|---|"]
+    return _summary("project", checkpoint, rows)
+
+
+def polish_summary(checkpoint: str, rows: Sequence[tuple[str, str]]) -> str:
+    """What a polish did, as a table."""
+    return _summary("polish", checkpoint, rows)
+
+
+def _summary(command: str, checkpoint: str, rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"### sap {command}: {markdown_cell(checkpoint)}", "", "| | |", "|---|---|"]
     return "\n".join([*lines, *(f"| {markdown_cell(name)} | {markdown_cell(text)} |" for name, text in rows)]) + "\n\n"
 
 

@@ -82,6 +82,17 @@ def test_project_writes_a_line_for_each_checkpoint(project: Project) -> None:
     assert [row["evidence"] for row in rows] == ["fixed", "fixed"]
 
 
+def test_polish_says_what_it_did(project: Project) -> None:
+    command = ("polish", "model.safetensors", "data", *OWN, "--cache-dir", "cache", "--epochs", "1", "--format", "json")
+    document = json_of("polish", run_here(*command, "-o", "polished.safetensors"))
+    assert (document["output"], document["validation_images"]) == ("polished.safetensors", 60)
+    evaluation = json_of("eval", run_here("eval", "polished.safetensors", "data", *OWN))
+    assert document["after"] == {key: evaluation[key] for key in ("top1", "top5", "loss", "ece", "images")}
+    ended = run_here(*command, "-o", "none.safetensors", "--require-gain", "99")
+    assert json_of("polish", ended, status=3)["gate"] == {"required_gain": 99.0, "met": False}
+    assert not Path("none.safetensors").exists()
+
+
 @pytest.mark.parametrize("command", [REPAIR, ("activations", *REPAIR[1:])], ids=lambda command: command[0])
 def test_a_file_and_json_are_not_both_for_stdout(project: Project, command: tuple[str, ...]) -> None:
     ended = run_here(*command, "--format", "json", "-o", "-")

@@ -224,6 +224,17 @@ Summary = Annotated[
     option("--summary", panel=GATES, metavar="FILE", help="Append the result as Markdown, as to $GITHUB_STEP_SUMMARY."),
 ]
 
+RequireGain = Annotated[
+    float | None,
+    option(
+        "--require-gain",
+        panel=GATES,
+        metavar="POINTS",
+        callback=finite,
+        help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class OutputOptions:

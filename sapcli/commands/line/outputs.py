@@ -47,17 +47,20 @@ def destination_file(output: OutputOptions, default: Path | None) -> Path | None
     return path
 
 
-def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions, *, in_folder: bool = False) -> Path | None:
+def destination_checkpoint(
+    checkpoint: Checkpoint, output: OutputOptions, *, in_folder: bool = False, mark: str = "sap"
+) -> Path | None:
     """Where the corrected checkpoint goes, `None` for stdout; made sure of before the work begins.
 
     Args:
         checkpoint: The input.
         output: What the user says.
         in_folder: Whether that names a folder, for several checkpoints.
+        mark: What its name has beside that of the input, without a word from the user.
     """
     if output.output == STDIO:
         return None
-    path = saving.default_output(checkpoint) if output.output is None or in_folder else Path(output.output)
+    path = saving.default_output(checkpoint, mark) if output.output is None or in_folder else Path(output.output)
     if in_folder and output.output is not None:
         path = Path(output.output) / path.name
     if path.suffix in _PICKLES:
