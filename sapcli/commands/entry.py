@@ -75,13 +75,11 @@ def _crashed(error: Exception, arguments: Sequence[str]) -> SapError:
     """A fault of ours, which is written down to be reported."""
     from sapcli.commands.line.crash import write_crash
 
-    told = unexpected(error)
-    file = write_crash(error, arguments)
-    return (
-        told
-        if file is None
-        else SapError(told.message, f"please report it with {file}, which names none of your files")
-    )
+    told, file = unexpected(error), write_crash(error, arguments)
+    if file is None:
+        return told
+    hint = f"please report it with {file}, which names none of your files; `sap --debug COMMAND` shows the traceback"
+    return SapError(told.message, hint)
 
 
 def _fail(error: SapError) -> int:
