@@ -10,7 +10,7 @@ CLIENTS = $(VENV)/.clients
 TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-faults test-clients lint format type bench architectures
+.PHONY: help demo pictures docs test test-faults test-clients lint format type bench architectures
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-faults: $(INSTALLED) ## Run the tests that take minutes: of killing, interr
 
 test-clients: $(CLIENTS) ## Run the tests on files of other tools: transformers, timm, torchvision, Lightning, accelerate, fastai
 	$(TESTS) tests/clients
+
+docs: $(INSTALLED) ## Write docs/commands.md, the man page and the JSON schemas from the commands themselves
+	$(BIN)/python -m scripts.build_docs
 
 lint: $(INSTALLED) ## Check the style, the format, and that each wing imports only those below it
 	$(BIN)/ruff check .

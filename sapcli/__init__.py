@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sapcli.api import Polished, Repaired, open_session, polish, repair
     from sapcli.settings import PolishSettings, PreprocessingOverrides
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PolishSettings",
     "Polished",

@@ -101,10 +101,25 @@ class OutputFormat(StrEnum):
     CSV = "csv"
 
 
+class ResultFormat(StrEnum):
+    """How the result of a command is written that is a path, or a few lines, to people."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class SamplesFormat(StrEnum):
+    """How a list of samples is written: an object a line, or one array of them."""
+
+    JSONL = "jsonl"
+    JSON = "json"
+
+
 class SuspectsFormat(StrEnum):
     """How a list of suspects is written."""
 
     JSONL = "jsonl"
+    JSON = "json"
     CSV = "csv"
     PATHS = "paths"
 
@@ -133,6 +148,14 @@ class WeightsFormat(StrEnum):
     SAFETENSORS = "safetensors"
     PTH = "pth"
     """The training file itself, with new weights in the place of the old ones."""
+
+
+class WritingFormat(StrEnum):
+    """What `--format` asks of a command that writes a checkpoint: how the result is told, or the file is written."""
+
+    TEXT = "text"
+    JSON = "json"
+    PTH = "pth"
 
 
 class PlanFormat(StrEnum):

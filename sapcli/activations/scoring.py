@@ -68,7 +68,8 @@ class Classifier:
     def inputs(self, images: Tensor) -> Tensor:
         """Normalised float32 images on the device, from decoded uint8 `[n, C, H, W]`, in the fastest layout.
 
-        Their channels lie together unless the network does not take that.
+        Images that are no uint8 are normalised already. Their channels lie together unless the network does not take
+        that.
         """
         if self.device.type == "cuda":
             # Memory that stays in its place is copied while the GPU computes; with no other is that safe.
@@ -77,6 +78,9 @@ class Classifier:
             images = images.to(self.device)
         if self.device.type in _FAST_CHANNELS_LAST and not self.as_built:
             images = images.contiguous(memory_format=torch.channels_last)
+        if images.dtype != torch.uint8:
+            # A copy, as of the others: a network may write into its images.
+            return images.to(torch.float32, copy=True)
         return normalise(images, self.architecture.preprocessing)
 
     def logits(self, images: Tensor, *, exact: bool = True) -> Tensor:

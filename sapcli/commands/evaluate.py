@@ -8,6 +8,7 @@ from pathlib import Path
 from sapcli.activations.scoring import Outcomes
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import check_summary, destination_file, one_stdin, write_text
@@ -64,6 +65,11 @@ def evaluate(
     is_json = output_format is OutputFormat.JSON
     write_text(destination, render_evaluation(report, output_format), output.force, is_json=is_json)
     append_summary(summary, evaluation_summary(inputs.checkpoint, report))
+    if session.checkpoint.metadata.get("sap.repaired") == "true":
+        words = (inputs.checkpoint, inputs.data, "--html", "suspects.html")
+        tell_next(terminal, "suspects", *words, options=same_inputs(inputs, repaired=True))
+    else:
+        tell_next(terminal, "project", inputs.checkpoint, inputs.data, options=same_inputs(inputs))
     if min_accuracy is not None and not evaluation.metrics.top1 >= min_accuracy:
         raise GateError(
             f"top-1 accuracy is {evaluation.metrics.top1:.2f}, below --min-accuracy {min_accuracy:g}",
@@ -84,7 +90,7 @@ def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool
     dataset = session.evaluation()
     introduce(session, dataset)
     images = session.images(dataset)
-    where = dataset.root if dataset.split is None else dataset.root / dataset.split
+    where = dataset.where
     trusted = find_contents(dataset, from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, "")))
     if trusted:
         terminal.warn(

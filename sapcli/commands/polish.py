@@ -11,9 +11,17 @@ from pathlib import Path
 
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.output_check import check_outputs
-from sapcli.commands.line.outputs import about_output, check_summary, destination_checkpoint, report_forms
+from sapcli.commands.line.outputs import (
+    about_output,
+    check_summary,
+    destination_checkpoint,
+    one_stdout,
+    report_forms,
+    write_text,
+)
 from sapcli.commands.line.polish_options import PolishOptions
 from sapcli.commands.line.project_options import RecordOptions, WritingOptions
 from sapcli.errors import GateError, SapError, UsageError
@@ -24,7 +32,7 @@ from sapcli.polishing.pipeline import Polish, check_polish, run_polish
 from sapcli.polishing.ranks import Ranks, are_several, joined, own_device
 from sapcli.repairs.session import Session
 from sapcli.reports.summaries import append_summary, polish_summary
-from sapcli.settings import PolishSettings, ReportForm
+from sapcli.settings import PolishSettings, ReportForm, ResultFormat
 
 _MARK = "polished"
 # Of cuBLAS, the same sums every time; read once, when it is first used.
@@ -52,6 +60,7 @@ class PolishRequest:
 
 def polish(inputs: Inputs, request: PolishRequest) -> None:
     """`sap polish`; under torchrun, the first process speaks and writes."""
+    one_stdout(request.output, request.writing.result)
     os.environ.setdefault(*_WORKSPACE)
     if are_several():
         inputs = replace(inputs, run=replace(inputs.run, device=own_device(inputs.run.device)))
@@ -96,6 +105,8 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
     gate = request.require_gain
     if gate is not None and not _reaches(done, gate):
         _record(session, done, rows, request, report_files)
+        if request.writing.result is ResultFormat.JSON:
+            _print_document(session, done, None, gate)
         found = (
             "the model stays as it was" if done.gain is None or not done.changed else f"it is {done.gain.points:+.2f}"
         )
@@ -113,11 +124,49 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
         failure = SapError(f"{error.message}; the polished checkpoint {kept}", error.hint)
         failure.__cause__ = error
     try:
-        if shown is not None:
+        if request.writing.result is ResultFormat.JSON:
+            _print_document(session, done, str(shown), gate)
+        elif shown is not None:
             console.print_result(str(shown))
     finally:
         if failure is not None:
             raise failure
+    if shown is not None:
+        words = (shown, inputs.data, "--baseline", inputs.checkpoint)
+        tell_next(terminal, "eval", *words, options=same_inputs(inputs, repaired=True))
+
+
+def _print_document(session: Session, done: Polish, output: str | None, required_gain: float | None) -> None:
+    """Write what was done to stdout, as JSON; `output` is the file that was written."""
+    from sapcli.reports.documents import GainDocument, GateDocument, PolishDocument, ScoresDocument
+
+    gate = None
+    if required_gain is not None:
+        gate = GateDocument(required_gain=required_gain, met=_reaches(done, required_gain))
+    document = PolishDocument(
+        checkpoint=session.checkpoint.source,
+        output=output,
+        changed=done.changed,
+        result=str(done.judgement.result),
+        reason=done.judgement.reason,
+        repaired=done.repaired,
+        alpha=done.alpha,
+        epochs=len(done.course.epochs),
+        steps=done.course.steps,
+        restarts=done.course.restarts,
+        trained=done.trained,
+        held_out=done.held_out,
+        validation_images=done.validation,
+        recipe=str(done.recipe),
+        augmentation=done.augmentation,
+        before=None if done.before is None else ScoresDocument.of(done.before),
+        after=None if done.after is None else ScoresDocument.of(done.after),
+        gain=None if done.gain is None else GainDocument.of(done.gain),
+        gate=gate,
+        weak_points=tuple(done.weak_points),
+        input_digest=session.checkpoint.digest,
+    )
+    write_text(None, document.to_json(), is_json=True)
 
 
 def _record(

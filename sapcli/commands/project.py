@@ -19,6 +19,7 @@ from sapcli.commands.line.inputs import (
     introduce,
     tell_of_images,
 )
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import Reads, check_outputs
 from sapcli.commands.line.outputs import (
@@ -27,19 +28,20 @@ from sapcli.commands.line.outputs import (
     check_summary,
     destination_checkpoint,
     one_stdin,
+    one_stdout,
     report_forms,
+    write_text,
 )
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions, WritingOptions
 from sapcli.errors import GateError, SapError, UsageError, unexpected
 from sapcli.machine.files import atomic_write
-from sapcli.repairs.alpha_search import KNEE, Evidence
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.layer_plan import check_patterns
 from sapcli.repairs.metadata import repair_metadata
 from sapcli.repairs.pipeline import Repair, run_repair
 from sapcli.repairs.session import Samples, Session
-from sapcli.reports.summaries import append_summary, repair_summary
-from sapcli.settings import ProjectionSettings, ReportForm
+from sapcli.reports.summaries import append_summary, repair_rows, repair_summary
+from sapcli.settings import PlanFormat, ProjectionSettings, ReportForm, ResultFormat
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Request:
         record: What is written about the run.
         require_gain: The gain below which nothing is written, in points.
         dry_run: Whether to tell what would be done, and do nothing.
+        format: How the result is written.
     """
 
     selection: SelectionOptions
@@ -65,10 +68,12 @@ class Request:
     record: RecordOptions
     require_gain: float | None = None
     dry_run: bool = False
+    format: ResultFormat = ResultFormat.TEXT
 
 
 def project(checkpoints: Sequence[str], inputs: Inputs, request: Request) -> None:
     """`sap project`; several checkpoints share one trusted set."""
+    one_stdout(request.output, request.writing.result)
     for checkpoint in checkpoints:
         one_stdin(
             CHECKPOINT=checkpoint,
@@ -154,7 +159,9 @@ def _project(
         count = min(request.selection.count, len(session.training.paths))
         if not selects:
             count = len(trust.samples(session).indices)
-        print_plan(session, settings, count, selects=selects, captures=captures)
+        form = PlanFormat.JSON if request.writing.result is ResultFormat.JSON else None
+        print_plan(session, settings, count, selects=selects, captures=captures, output_format=form)
+        tell_next(terminal, "project", inputs.checkpoint, inputs.data, options=same_inputs(inputs))
         return
 
     bases, samples = _artifacts(session, request, settings, trust)
@@ -170,6 +177,8 @@ def _project(
     gate = request.require_gain
     if gate is not None and not _reaches(repair, gate):
         recording.write(rows, record.summary, report_files, force=force)
+        if request.writing.result is ResultFormat.JSON:
+            recording.print_result(None, gate)
         found = "nothing beats the unchanged model" if repair.gain is None else f"it is {repair.gain.points:+.2f}"
         raise GateError(
             f"the gain on {repair.validation} validation images is below --require-gain {gate:g}: {found}",
@@ -190,11 +199,16 @@ def _project(
         failure = SapError(f"{error.message}; the corrected checkpoint {kept}", error.hint)
         failure.__cause__ = error
     try:
-        if shown is not None:
+        if request.writing.result is ResultFormat.JSON:
+            recording.print_result(str(shown), gate)
+        elif shown is not None:
             console.print_result(str(shown))
     finally:
         if failure is not None:
             raise failure
+    if shown is not None and not others:
+        words = (shown, inputs.data, "--baseline", inputs.checkpoint)
+        tell_next(terminal, "eval", *words, options=same_inputs(inputs, repaired=True))
 
 
 def _reads(inputs: Inputs, request: Request, checkpoint: Checkpoint, others: Sequence[str]) -> Reads:
@@ -267,6 +281,26 @@ class _Recording:
         if failed:
             raise SapError("; ".join(error.message for error in failed), failed[0].hint) from failed[0]
 
+    def print_result(self, output: str | None, required_gain: float | None) -> None:
+        """Write what was done to stdout, as JSON in one line; `output` is the file that was written."""
+        from sapcli.reports.documents import GateDocument, ProjectDocument
+
+        session, gate = self.session, None
+        if required_gain is not None:
+            gate = GateDocument(required_gain=required_gain, met=_reaches(self.repair, required_gain))
+        document = ProjectDocument.of(
+            self.repair,
+            checkpoint=session.checkpoint.source,
+            output=output,
+            importance=self.settings.importance.value,
+            architecture=session.architecture.name,
+            classes=session.architecture.num_classes,
+            device=str(session.settings.device),
+            input_digest=session.checkpoint.digest,
+            gate=gate,
+        )
+        write_text(None, document.to_json(indent=None), is_json=True)
+
     def _write_report(self, files: Mapping[Path, ReportForm], failed: list[SapError], *, force: bool) -> None:
         """What only a report needs is imported and measured here."""
         from sapcli.reports.pages import render_report
@@ -295,40 +329,6 @@ def _collecting(failed: list[SapError], what: str) -> Iterator[None]:
         failure = unexpected(error, f"{what} could not be made")
         failure.__cause__ = error
         failed.append(failure)
-
-
-def repair_rows(repair: Repair) -> list[tuple[str, str]]:
-    """What a repair did, as names and words."""
-    choice, plan = repair.choice, repair.plan
-    skipped = len(plan.skipped)
-    rows = [("projected", f"{len(plan.projected)} weights" + (f", {skipped} left as they are" if skipped else ""))]
-    if repair.trusted:
-        rows.insert(0, ("trusted", f"{repair.trusted} samples"))
-    why = {
-        Evidence.FIXED: "as given",
-        Evidence.VALIDATION: f"the best of {len(choice.trials)} on the validation images",
-        Evidence.KNEE: f"the smallest that keeps {KNEE:.0%} of the trusted samples right",
-    }[choice.evidence]
-    if choice.alpha is None:
-        rows = [("result", f"{_why_unchanged(repair)}: the weights are written as they were")]
-    else:
-        rows.append(("alpha", f"{choice.alpha:g}, {why}"))
-        if repair.batchnorm_images:
-            rows.append(("BatchNorm", f"re-estimated on {repair.batchnorm_images} unlabeled training images"))
-    if repair.before is not None:
-        rows.append(("before", f"{repair.before.top1:.2f}% of the validation labels"))
-    if repair.after is not None and repair.gain is not None and choice.alpha is not None:
-        gain = repair.gain
-        rows.append(
-            ("after", f"{repair.after.top1:.2f}%, {gain.points:+.2f} points [{gain.low:+.2f}, {gain.high:+.2f}]")
-        )
-    return rows
-
-
-def _why_unchanged(repair: Repair) -> str:
-    if repair.comparison is not None:
-        return f"there is nothing to repair, as far as training images tell: {repair.comparison.words}"
-    return "nothing clearly beats the unchanged model"
 
 
 def _print_closing(terminal: console.Terminal, repair: Repair, rows: Sequence[tuple[str, str]], verbose: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sapcli.commands.line.console import is_exact
 from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import check_writable, destination_file, open_output, write_text
@@ -67,7 +68,9 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     else:
         exact = destination is not None or is_exact()
         text = render_suspects(found, options.format, exact=exact)
-        write_text(destination, text, output.force, is_json=options.format is SuspectsFormat.JSONL)
+        write_text(
+            destination, text, output.force, is_json=options.format in (SuspectsFormat.JSONL, SuspectsFormat.JSON)
+        )
     if options.html is not None:
         from sapcli.reports.pages import contact_sheet
 
@@ -78,6 +81,10 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     if correction is not None:
         correction.write(dataset, found)
         terminal.note(f"corrected labels: {correction.path}")
+    words = ("--html", "suspects.html") if options.html is None else ("--apply", "csv")
+    if found and (options.html is None or correction is None):
+        given = (inputs.checkpoint, inputs.data, *words)
+        tell_next(terminal, "suspects", *given, options=same_inputs(inputs, repaired=True))
     if truth is not None:
         terminal.rows("against the truth", _detection_rows(measure_detection(dataset, outcomes, found, truth)))
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
+from sapcli.datasets.containers.members import member_size
 from sapcli.datasets.containers.opening import Contained, chosen_split, open_contained
-from sapcli.datasets.file_digests import FileDigests
+from sapcli.datasets.decoding import Decoder, Decoding
+from sapcli.datasets.file_digests import FileDigests, file_digest
 from sapcli.datasets.folders import ImageFile, Split, open_split, subfolders, told_of
 from sapcli.datasets.label_paths import locate_rows
 from sapcli.datasets.labels.label_files import LabelFile, LabelRow, label_files_in, read_labels
@@ -23,6 +26,9 @@ from sapcli.datasets.sources import Source, divides, listed_folder, open_source
 from sapcli.datasets.split_names import SplitRole, file_role, says_images
 from sapcli.datasets.splits import ExpectedClasses, Splits, find_splits
 from sapcli.errors import DatasetError
+
+if TYPE_CHECKING:
+    from sapcli.networks.preprocessing import Preprocessing
 
 # Of labels without paths: so many times the share that agrees by chance tells that the order is not another one.
 _CHANCE, _FEW_LABELS = 1.5, 50
@@ -52,6 +58,7 @@ class Dataset:
         digests: What tells the contents of the files.
         unpacked: Whether the files are only there for this process.
         contained: Whether the images lie inside of files, and their paths go on there.
+        given: What the user named where that is a file: a list of images, a label file, an archive.
     """
 
     root: Path
@@ -64,6 +71,28 @@ class Dataset:
     digests: FileDigests = field(default_factory=FileDigests, repr=False, compare=False)
     unpacked: bool = False
     contained: bool = False
+    given: Path | None = field(default=None, compare=False)
+
+    @property
+    def where(self) -> Path:
+        """What messages call the place of the images: as the user named it, or the split's folder."""
+        return self.given or (self.root if self.split is None else self.root / self.split)
+
+    def decoder(self, preprocessing: Preprocessing) -> Decoding:
+        """What gives the pixels of the samples, by their paths."""
+        return Decoder(self.root, preprocessing)
+
+    def size_of(self, index: int) -> int | None:
+        """The size of a sample's file in bytes; `None` for what is gone."""
+        path = f"{self.root}/{self.paths[index]}"
+        try:
+            return os.stat(path).st_size  # noqa: PTH116 (of thousands, fast)
+        except (OSError, ValueError):
+            return member_size(path)
+
+    def content_of(self, index: int) -> tuple[int, bytes] | None:
+        """The size of a sample's file and the SHA-256 of its bytes; `None` for what cannot be read."""
+        return file_digest(f"{self.root}/{self.paths[index]}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,6 +210,7 @@ def open_dataset(
         notes=(*said, *samples.notes),
         digests=digests or FileDigests(),
         unpacked=source.unpacked,
+        given=None if source.root == root else root,
     )
 
 

@@ -50,6 +50,7 @@ class Architecture:
         label_source: Where `label_names` stand: `label_names of config.json`; empty without any.
         names_passed_over: What is to be said of class names that are not as many as the outputs, and of a `config.json`
             that is not used, a sentence each.
+        is_live: Whether it is that of a module in memory, which nothing names.
     """
 
     name: str
@@ -64,11 +65,14 @@ class Architecture:
     factory: Factory | None = field(default=None, repr=False, compare=False)
     label_source: str = ""
     names_passed_over: tuple[str, ...] = ()
+    is_live: bool = False
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
-        settings = self.preprocessing.to_settings()
-        return metadata_of(Description(self.name, self.source, self.arguments, settings, self.label_names))
+        # Ready tensors tell nothing of how images of files are prepared.
+        settings = {} if self.preprocessing.is_ready else self.preprocessing.to_settings()
+        name = None if self.is_live else self.name
+        return metadata_of(Description(name, self.source, self.arguments, settings, self.label_names))
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ def resolve_architecture(
     spec: str | None = None,
     arguments: Mapping[str, object] | None = None,
     overrides: PreprocessingOverrides = _NO_OVERRIDES,
+    *,
+    for_images: bool = True,
 ) -> Architecture:
     """Find out what a checkpoint's network is.
 
@@ -116,6 +122,7 @@ def resolve_architecture(
         spec: The user's `--arch`; None to take what the checkpoint says, or what its tensors are.
         arguments: The user's `--arch-arg`, before the checkpoint's own.
         overrides: The user's preprocessing options, before all others.
+        for_images: Whether images are going to be prepared; otherwise their mean and std need not be known.
 
     Raises:
         ArchitectureError: If nothing names the architecture, it cannot be built, the tensors do not fit it, or its
@@ -132,7 +139,8 @@ def resolve_architecture(
     factory, plan = _fitting(checkpoint, description, arguments or {}, requested)
 
     built_for = built_input_size(plan.arguments, [*own, *plan.published])
-    preprocessing = resolve_preprocessing(factory.name, [built_for, *own, *plan.published], overrides)
+    sources = [built_for, *own, *plan.published]
+    preprocessing = resolve_preprocessing(factory.name, sources, overrides, for_images=for_images)
     # What the user's own code builds is the user's own business.
     with limits.on_tensors() if plan.arguments and factory.own is None else contextlib.nullcontext():
         num_classes = plan.num_classes or _outputs(checkpoint, factory, plan, preprocessing.input_size)

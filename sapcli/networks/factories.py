@@ -26,6 +26,7 @@ from sapcli.errors import ArchitectureError
 from sapcli.machine.text import in_one_line
 from sapcli.networks.building_limits import BuildingLimits, NetworkTooLargeError
 from sapcli.networks.huggingface.classifiers import PREFIX, as_named_in_network, build_classifier
+from sapcli.networks.light_imports import without_compiler
 from sapcli.networks.own_code import RUN_AGAIN, OwnCode, load_own_code
 from sapcli.settings import names_own_code
 
@@ -280,7 +281,8 @@ def _find_timm(name: str) -> Factory | None:
 
 
 def _find_torchvision(name: str) -> Factory | None:
-    from torchvision import models
+    with without_compiler():
+        from torchvision import models
 
     if name not in models.list_models(module=models):
         return None

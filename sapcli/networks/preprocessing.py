@@ -15,6 +15,8 @@ from sapcli.settings import Exif, PreprocessingOverrides
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 """What can be chosen, by timm's names."""
+# What stands for the filter and the crop where nothing is resized or cropped.
+_READY = "none"
 
 # The effect of these on images of about the input's size is small; the other settings have no harmless value.
 _HARMLESS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
@@ -34,7 +36,7 @@ class Preprocessing:
 
     Attributes:
         input_size: Channels, height, width.
-        mean: Per channel, of values in [0, 1]; subtracted.
+        mean: Per channel, of values in [0, 1]; subtracted. Empty where it is not known, and no image is prepared.
         std: Per channel, likewise; divided by.
         interpolation: PIL's name of the filter, in lower case.
         crop_pct: The side of the crop over the side that the image is resized to.
@@ -58,13 +60,20 @@ class Preprocessing:
     def __str__(self) -> str:
         """The settings in one line."""
         channels, height, width = self.input_size
-        mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        if self.is_ready:
+            return f"{channels}x{height}x{width}, ready tensors taken as they are"
+        mean, std = (",".join(f"{value:.3g}" for value in values) or "not known" for values in (self.mean, self.std))
         crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
         turned = ", EXIF orientation applied" if self.exif is Exif.APPLY else ""
         resized = f"{self.interpolation}, {crop}"
         if self.image_processor:
             resized = f"by transformers' {json.loads(self.image_processor).get('image_processor_type')}"
         return f"{channels}x{height}x{width}, {resized}, mean {mean}, std {std}{turned}"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is nothing to prepare, since the images are the network's inputs."""
+        return self.crop_mode == _READY
 
     def to_settings(self) -> dict[str, object]:
         """All but the source, in the terms of timm's `pretrained_cfg`; `exif`, which it has not, only where applied."""
@@ -81,13 +90,23 @@ class Settings:
     values: Mapping[str, object]
 
 
-def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: PreprocessingOverrides) -> Preprocessing:
+def ready_tensors(shape: Sequence[int]) -> Preprocessing:
+    """The preprocessing of tensors `[C, H, W]` that are the network's inputs as they are."""
+    channels, height, width = shape
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    return Preprocessing((channels, height, width), mean, std, _READY, 1.0, _READY, "the dataset's tensors")
+
+
+def resolve_preprocessing(
+    name: str, sources: Sequence[Settings], overrides: PreprocessingOverrides, *, for_images: bool = True
+) -> Preprocessing:
     """Put the preprocessing together.
 
     Args:
         name: The architecture, for messages.
         sources: What is known, the most important first; each setting is taken from the first that has it.
         overrides: The user's options, before all of them.
+        for_images: Whether images are going to be prepared; otherwise mean and std may be left open, and are empty.
 
     Raises:
         ArchitectureError: If the input size, mean or std is known from nowhere, or a value makes no sense.
@@ -103,7 +122,8 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
         if layer is not None:
             chosen[key] = layer.values[key], layer.source
 
-    unknown = [option for key, option in _OPTIONS.items() if key not in chosen]
+    left_open = () if for_images else ("mean", "std")
+    unknown = [option for key, option in _OPTIONS.items() if key not in chosen and key not in left_open]
     if unknown:
         raise ArchitectureError(
             f"{name} does not say how its input images are prepared, and nothing else does",
@@ -116,8 +136,9 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
     crop_pct = _positive("crop_pct", *chosen["crop_pct"])
     if math.prod(size) / crop_pct / crop_pct > max(_MOST_BEFORE_CROPPING, 4 * math.prod(size)):
         raise _senseless("crop_pct", crop_pct, "a share that makes no image of gigabytes", chosen["crop_pct"][1])
-    mean, std = (_per_channel(key, *chosen[key], size[0]) for key in ("mean", "std"))
-    _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
+    mean, std = (_per_channel(key, *chosen[key], size[0]) if key in chosen else () for key in ("mean", "std"))
+    if mean and std:
+        _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
     return Preprocessing(
         input_size=size,
         mean=mean,

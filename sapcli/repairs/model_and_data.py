@@ -15,16 +15,19 @@ from sapcli.activations.plain_comparison import choose_way
 from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
+from sapcli.datasets.classes import overridden_names
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.images import Images
+from sapcli.datasets.live.samples import SampleSource, open_live
 from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.machine import device
 from sapcli.machine.cache import Cache
 from sapcli.machine.progress import Progress
 from sapcli.networks.architecture import Architecture, LoadedModel, load_model, resolve_architecture
 from sapcli.networks.description import describes_itself
-from sapcli.networks.preprocessing import Preprocessing
+from sapcli.networks.live_module import LiveModule
+from sapcli.networks.preprocessing import Preprocessing, ready_tensors
 from sapcli.repairs.class_order.likely import choose_known_order
 from sapcli.repairs.class_order.orders import ClassOrder, known_orders
 from sapcli.settings import DataSource, ModelSource, PreprocessingOverrides, RunSettings
@@ -33,6 +36,21 @@ from sapcli.settings import DataSource, ModelSource, PreprocessingOverrides, Run
 _ASKED_OF_A_CLASS, _ASKED = 50, 2000
 # So many images tell whether the order is right; up to `_ASKED`, at least so many of a class.
 _SOME, _SOME_OF_A_CLASS = 500, 10
+
+
+@dataclass(frozen=True)
+class LiveSamples:
+    """Datasets that were handed over.
+
+    Attributes:
+        training: The samples to learn from.
+        validation: Those to choose alpha on; `None` without any.
+        ready: The shape of their images where they are tensors that are ready for the network; `None` of pictures.
+    """
+
+    training: SampleSource
+    validation: SampleSource | None = None
+    ready: tuple[int, int, int] | None = None
 
 
 @dataclass
@@ -47,6 +65,8 @@ class ModelAndData:
         cache: Where artifacts are kept between runs.
         model: What the user says of the architecture and the preprocessing.
         like: The architecture of a checkpoint that this one is compared with, for one that does not name a fitting one.
+        live: A network that was handed over, of which the checkpoint holds the tensors.
+        samples: Datasets that were handed over, instead of the data folder.
     """
 
     checkpoint: Checkpoint
@@ -56,11 +76,18 @@ class ModelAndData:
     cache: Cache
     model: ModelSource = field(default_factory=ModelSource)
     like: Architecture | None = None
+    live: LiveModule | None = None
+    samples: LiveSamples | None = None
     _folder_order: tuple[str, ...] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def architecture(self) -> Architecture:
         """What the checkpoint's network is."""
+        if self.live is not None:
+            return self.live.architecture
+        if self.samples is not None and self.samples.ready is not None:
+            ready = ready_tensors(self.samples.ready)
+            return replace(self._architecture_on(_as_given(ready, size_alone=True)), preprocessing=ready)
         if self.like is None:
             return self._own_architecture()
         if describes_itself(self.checkpoint):
@@ -73,12 +100,19 @@ class ModelAndData:
         return _with_classes_of(like, found)
 
     def _own_architecture(self) -> Architecture:
-        return resolve_architecture(self.checkpoint, self.model.arch, self.model.arguments, self.model.overrides)
+        return self._architecture_on(self.model.overrides)
+
+    def _architecture_on(self, overrides: PreprocessingOverrides) -> Architecture:
+        return resolve_architecture(self.checkpoint, self.model.arch, self.model.arguments, overrides)
 
     @cached_property
     def classifier(self) -> Classifier:
         """The network, filled and on the device."""
-        loaded = load_model(self.checkpoint, self.architecture, self.settings.device)
+        loaded = (
+            self.live.loaded
+            if self.live is not None
+            else load_model(self.checkpoint, self.architecture, self.settings.device)
+        )
         for remark in self.checkpoint.remarks:
             self.progress.note(remark)
         for remark in about_other_entries(self.checkpoint, loaded):
@@ -114,6 +148,8 @@ class ModelAndData:
     @cached_property
     def training(self) -> Dataset:
         """The images to learn from."""
+        if self.samples is not None:
+            return self._live(self.samples.training, self.label_names, "the dataset")
         return self._open(self.source.folder, Role.LEARN, self.source.split)
 
     @cached_property
@@ -129,6 +165,9 @@ class ModelAndData:
     @cached_property
     def validation(self) -> Dataset | None:
         """The images to choose alpha on, where there are any."""
+        if self.samples is not None:
+            others = self.samples.validation
+            return None if others is None else self._live(others, self.training.classes, "the validation dataset")
         dedicated = self.source.validation is not None
         return self._said(
             open_dataset(
@@ -163,6 +202,8 @@ class ModelAndData:
     @cached_property
     def test(self) -> Dataset | None:
         """The images of the data folder's test split, where there are any that have no part in the repair."""
+        if self.samples is not None:
+            return None
         dataset = self._said(
             open_dataset(
                 self.source.folder,
@@ -180,6 +221,13 @@ class ModelAndData:
         used = [(data.root, data.paths) for data in (self.training, self.validation) if data is not None]
         return None if (dataset.root, dataset.paths) in used else dataset
 
+    def _live(self, source: SampleSource, names: tuple[str, ...] | None, called: str) -> Dataset:
+        """The samples of a dataset that was handed over."""
+        architecture = self.architecture
+        opened = open_live(source, architecture.preprocessing, architecture.num_classes, names, self.progress, called)
+        self._said(opened)
+        return opened
+
     @cached_property
     def _digests(self) -> FileDigests:
         return FileDigests(self.cache, self.progress)
@@ -190,6 +238,11 @@ class ModelAndData:
             self._folder_order = self._find_folder_order(dataset)
             if self._folder_order not in (None, dataset.classes):
                 dataset = self._opened(folder, role, split, self._folder_order)
+        names, class_map = self.architecture.label_names, self.source.class_map
+        if names is not None and class_map is not None:
+            overridden = overridden_names(self.architecture.num_classes, names, class_map)
+            if overridden is not None:
+                self.progress.warn(overridden)
         self._said(dataset)
         return dataset
 
@@ -334,7 +387,9 @@ def _with_classes_of(like: Architecture, found: Architecture) -> Architecture:
     return replace(found, label_names=like.label_names, label_source=source)
 
 
-def _as_given(preprocessing: Preprocessing) -> PreprocessingOverrides:
-    """A preprocessing as if the user had asked for it."""
+def _as_given(preprocessing: Preprocessing, *, size_alone: bool = False) -> PreprocessingOverrides:
+    """A preprocessing as if the user had asked for it; of one that prepares nothing, no filter."""
+    if size_alone:
+        return PreprocessingOverrides(preprocessing.input_size, preprocessing.mean, preprocessing.std)
     names = (field.name for field in fields(PreprocessingOverrides))
     return PreprocessingOverrides(**{name: getattr(preprocessing, name) for name in names})

@@ -189,7 +189,7 @@ def measurement_of(dataset: Dataset, before: Outcomes, after: Outcomes, *, noisy
     gain = paired_gain(before, after)
     return Measurement(
         images=metrics_before.images,
-        where=str(dataset.root if dataset.split is None else dataset.root / dataset.split),
+        where=str(dataset.where),
         noisy=noisy,
         before=_scores(metrics_before),
         after=_scores(metrics_after),

@@ -14,7 +14,7 @@ from sapcli.commands.line.output_check import Reads
 from sapcli.commands.line.outputs import STDIO, check_writable
 from sapcli.commands.line.settings_file import UsedSettings
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.decoding import Scaling, longest_side
+from sapcli.datasets.decoding import Scaling, header_size, longest_side
 from sapcli.datasets.images import Images
 from sapcli.datasets.labels.marked_samples import MarkedSamples, read_marked, read_mask
 from sapcli.errors import DatasetError, UsageError
@@ -123,6 +123,7 @@ def introduce(session: Session, dataset: Dataset) -> None:
     note(f"device: {session.settings.device}")
     if architecture.usual_size:
         _warn_of_enlarging(session, dataset)
+    _warn_of_turning(session, dataset)
 
 
 def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:
@@ -135,6 +136,23 @@ def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:
         session.progress.warn(
             f"images of {largest} pixels are enlarged to {height}x{width}: where the network was trained on small ones,"
             f" give their size, as with --input-size {largest} --crop-pct 1"
+        )
+
+
+def _warn_of_turning(session: Session, dataset: Dataset) -> None:
+    """Tell of a size that lies across all images that are looked at: height and width may have been exchanged."""
+    channels, height, width = session.architecture.preprocessing.input_size
+    if height == width:
+        return
+    step = max(len(dataset.paths) // _LOOKED_AT, 1)
+    sizes = [header_size(dataset.root / path) for path in dataset.paths[::step][:_LOOKED_AT]]
+    known = [size for size in sizes if size is not None]
+    if known and all((wide - high) * (width - height) < 0 for wide, high in known):
+        wide, high = known[0]
+        session.progress.warn(
+            f"images of {wide} x {high} pixels, width by height, are brought to {width} x {height}: an input size is"
+            f" channels, height, width, so where height and width were exchanged, give --input-size"
+            f" {channels},{width},{height}"
         )
 
 
@@ -230,7 +248,7 @@ def tell_of_images(terminal: console.Terminal, images: Images) -> None:
     for index, reason in sorted(images.unreadable.items()):
         terminal.warn(f"{images.dataset.paths[index]} is left out: {reason}")
     dataset = images.dataset
-    where = dataset.root if dataset.split is None else dataset.root / dataset.split
+    where = dataset.where
     _tell_of_scaling(terminal, where, images)
     oriented = sum(treatment.oriented for treatment in images.treated.values())
     if oriented and images.preprocessing.exif is Exif.APPLY:

@@ -18,6 +18,7 @@ from sapcli.settings import (
     ModelSource,
     Precision,
     PreprocessingOverrides,
+    ResultFormat,
     RunSettings,
     SelectionSettings,
     Strategy,
@@ -229,6 +230,11 @@ class SelectionOptions:
         """The options that say which samples."""
         return SelectionSettings(self.count, self.strategy)
 
+
+FormatOfResult = Annotated[
+    ResultFormat,
+    option("--format", panel=RUN, help="How the result is written to stdout: for people, or as JSON for programs."),
+]
 
 Summary = Annotated[
     Path | None,

@@ -20,7 +20,7 @@ from sapcli.machine.files import atomic_write, write_error
 from sapcli.machine.reading import check_text
 from sapcli.machine.results import place_of, results
 from sapcli.repairs.session import Session
-from sapcli.settings import ReportForm, WeightsFormat
+from sapcli.settings import ReportForm, ResultFormat, WeightsFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,12 @@ def one_stdin(**sources: str | None) -> None:
     from_stdin = [name if name.isupper() else f"--{name}" for name, source in sources.items() if source == STDIO]
     if len(from_stdin) > 1:
         raise UsageError(f"{' and '.join(from_stdin)} cannot both be read from stdin", "give a file for one of them")
+
+
+def one_stdout(output: OutputOptions, output_format: ResultFormat) -> None:
+    """Make sure that not both a file and the JSON about it are to be written to stdout."""
+    if output_format is ResultFormat.JSON and output.output == STDIO:
+        raise UsageError("-o - and --format json cannot both be written to stdout", "name a file with -o FILE")
 
 
 def destination_file(output: OutputOptions, default: Path | None) -> Path | None:

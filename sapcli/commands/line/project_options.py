@@ -14,7 +14,9 @@ from sapcli.settings import (
     ForgetMode,
     Importance,
     ProjectionSettings,
+    ResultFormat,
     WeightsFormat,
+    WritingFormat,
 )
 
 
@@ -100,18 +102,17 @@ class ProjectionOptions:
 
 @dataclass(frozen=True)
 class WritingOptions:
-    """In which form a training file is written."""
+    """In which form the result is told, and a training file is written."""
 
-    form: Annotated[
-        WeightsFormat,
+    formats: Annotated[
+        list[WritingFormat] | None,
         option(
             "--format",
             panel=RUN,
-            help="pth writes a training file as it came (optimizer, epoch, ...) with the weights replaced, to go on"
-            " training.",
-            envvar="SAP_PROJECT_FORMAT",
+            help="json writes the result to stdout as JSON for programs, not for people. pth writes a training file as it"
+            " came (optimizer, epoch, ...) with the weights replaced, to go on training. Both may be given.",
         ),
-    ] = WeightsFormat.SAFETENSORS
+    ] = None
     keep_extra: Annotated[
         bool,
         option(
@@ -120,6 +121,16 @@ class WritingOptions:
             help="Also write what a training file holds beside the network: optimizers, averages, losses.",
         ),
     ] = False
+
+    @property
+    def form(self) -> WeightsFormat:
+        """How the checkpoint is written."""
+        return WeightsFormat.PTH if WritingFormat.PTH in (self.formats or ()) else WeightsFormat.SAFETENSORS
+
+    @property
+    def result(self) -> ResultFormat:
+        """How the result is written to stdout."""
+        return ResultFormat.JSON if WritingFormat.JSON in (self.formats or ()) else ResultFormat.TEXT
 
 
 @dataclass(frozen=True)

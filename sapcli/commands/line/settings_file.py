@@ -44,6 +44,7 @@ _WRITING = frozenset(
         "cache-dir",
         "progress-json",
         "suggest-class-map",
+        "model-card",
     }
 )
 # ... and what it may only say of files inside of the working folder.

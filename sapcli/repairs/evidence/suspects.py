@@ -19,7 +19,7 @@ from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.labels.label_files import LabelFile, read_labels
 from sapcli.errors import DatasetError
 from sapcli.machine.files import write_error
-from sapcli.machine.text import escaped
+from sapcli.machine.text import escaped, json_array
 from sapcli.settings import SuspectsFormat
 
 
@@ -182,8 +182,9 @@ def render_suspects(suspects: Sequence[Suspect], output_format: SuspectsFormat, 
     """
     if output_format is SuspectsFormat.PATHS:
         return "".join(f"{_path_in_line(suspect.path)}\n" for suspect in suspects)
-    if output_format is SuspectsFormat.JSONL:
-        return "".join(json.dumps(asdict(suspect)) + "\n" for suspect in suspects)
+    if output_format in (SuspectsFormat.JSONL, SuspectsFormat.JSON):
+        lines = "".join(json.dumps(asdict(suspect)) + "\n" for suspect in suspects)
+        return lines if output_format is SuspectsFormat.JSONL else json_array(lines)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "given", "suggested", "score"])
