@@ -109,8 +109,8 @@ class WritingOptions:
         option(
             "--format",
             panel=RUN,
-            help="json writes the result to stdout as JSON for programs, not for people. pth writes a training file as it"
-            " came (optimizer, epoch, ...) with the weights replaced, to go on training. Both may be given.",
+            help="json writes the result to stdout as JSON for programs. pth writes a training file as it came"
+            " (optimizer, epoch, ...) with the weights replaced, to go on training. Both may be given.",
         ),
     ] = None
     keep_extra: Annotated[
