@@ -91,6 +91,27 @@ def read_labels(file: Path, column: str = "label") -> LabelFile:
     return LabelFile(file, tuple(rows))
 
 
+def read_decided(file: Path) -> frozenset[str]:
+    """The paths that a person has decided about, as they stand in a label file: those with text in `decision`.
+
+    Raises:
+        DatasetError: If the file cannot be read, or is neither CSV nor JSON Lines.
+    """
+    text = _read_text(file)
+    if text.lstrip().startswith("{"):
+        found = [_json(file, line, number) for number, line in _numbered_lines(file, text)]
+        records = [record for record in found if isinstance(record, Mapping)]
+    else:
+        header, rows = _csv_table(file, text, (*_PATH_COLUMNS, "label", "decision"))
+        records = [record for _line, record in rows] if "decision" in header else []
+    decided = set()
+    for record in records:
+        path = next((record[name] for name in _PATH_COLUMNS if name in record), None)
+        if isinstance(path, str) and str(record.get("decision") or "").strip():
+            decided.add(path)
+    return frozenset(decided)
+
+
 def label_files_in(folder: Path) -> list[Path]:
     """The label files that lie directly in a folder, by their endings and their first line; hidden ones aside."""
     try:
