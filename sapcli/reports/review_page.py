@@ -8,8 +8,8 @@ It tells how many of the next hundred images are likely wrong. That is a logisti
 
     P(wrong) = 1 / (1 + exp(-(offset + slope x))),   x cut at +-5,
 
-with normal priors around "the chances are right": offset ~ N(0, 1.5^2), slope ~ N(1, 0.5^2), and twice as wide where
-the chances are in doubt. The two numbers are the mode of the posterior; the interval has the variance of the hundred
+with normal priors around "the chances are right": offset ~ N(0, 1), slope ~ N(1, 1/4^2), and twice as wide where the
+chances are in doubt. The two numbers are the mode of the posterior; the interval has the variance of the hundred
 outcomes and that of the two numbers (the inverse of the information at the mode), 1.96 standard deviations each way.
 So the model's chances count at first, and what the person sees more and more.
 """

@@ -21,7 +21,16 @@ _OPTIONS = (
     *("--disable-background-networking", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage"),
 )
 _SECONDS = 120.0
-_CODES = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40, "Tab": 9, "Enter": 13, "Home": 36, "End": 35}
+_CODES = {
+    "ArrowRight": 39,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowDown": 40,
+    "Tab": 9,
+    "Enter": 13,
+    "Home": 36,
+    "End": 35,
+}
 
 
 class Page:

@@ -2,9 +2,9 @@
 
 **With held-out images.** `label_noise` finds from a network's answers to held-out images what its logits say of the
 true classes, and how labels come of these. A training image was part of the training, which raised the logit of its own
-label, right or wrong. So that logit is lowered, of all images by the one number with which the network agrees with
-training labels as often as with held-out labels; then the chance of every class follows by Bayes' rule. That takes
-for granted that training and held-out labels came about in the same way.
+label, right or wrong. So that logit is lowered, of all images by the one number with which as many of their labels are
+wrong as of held-out labels; then the chance of every class follows by Bayes' rule. That takes for granted that training
+and held-out labels came about in the same way.
 
 **Without them.** A mixture of two normal distributions over the logarithm of the losses, as in Arazo et al. (ICML 2019)
 and DivideMix (Li et al., ICLR 2020), made monotone. Its share of wrong labels depends on the shape of the
@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sapcli.activations.scoring import Outcomes
 from sapcli.activations.views import Views
 from sapcli.repairs.evidence.label_noise import LabelNoise, fit_again, fit_label_noise, memorised, without_own_label
 
 _FEW_HELD_OUT = 100
 _REPLICATES = 20
-_REPLICATED_IMAGES, _REPLICATED_HELD_OUT = 50_000, 10_000
+_REPLICATED_IMAGES, _REPLICATED_HELD_OUT = 20_000, 5_000
 # Where training overrides so much of what the network would say otherwise, its answers tell nothing of the labels.
 _MOSTLY_MEMORISED = 0.85
 _MEMORISED_AGREEMENT = 0.97
@@ -94,17 +95,24 @@ def label_chances(views: Views, held_out: Views | None, *, shown: int = 9, seed:
         few = () if held_out is None else (f"there are only {len(held_out.outcomes)} held-out images",)
         doubts = (*few, *_doubts_of_losses(views))
         return LabelChances(mixture[0], likely, mixture[1], (), "the losses alone", doubts)
-    agreement = held_out.outcomes.accuracy
-    noise = fit_label_noise(held_out.logits, held_out.outcomes.labels)
-    lowered = memorised(views.logits, labels, agreement)
-    wrong, counts = _wrong_and_counts(noise, views.logits, labels, lowered)
-    draws = _replicates(noise, views, held_out, seed)
+    noises = fit_label_noise(held_out.logits, held_out.outcomes.labels)
+    found = [_of_noise(noise, views, held_out) for noise in noises]
+    wrong = torch.stack([each for each, _ in found]).mean(dim=0)
+    counts = torch.stack([each for _, each in found]).mean(dim=0)
+    draws = _replicates(noises, views, held_out, seed)
     spread = torch.stack([counts_of.sum() for counts_of in draws]).std()
     share = _interval(float(wrong.mean()), float(spread), 1.0)
     pairs = _pairs(counts * len(labels), torch.stack(draws).std(dim=0) * len(labels))
-    doubts = _doubts(views, agreement, share, mixture[1])
+    doubts = _doubts(views, held_out.outcomes.accuracy, share, mixture[1])
     source = f"{len(held_out.outcomes):,} held-out images"
     return LabelChances(wrong, likely, share, pairs, source, doubts)
+
+
+def _of_noise(noise: LabelNoise, views: Views, held_out: Views) -> tuple[Tensor, Tensor]:
+    """The chance of each label to be wrong, and the shares of the pairs of classes, under some noise."""
+    share = float(_wrong_and_counts(noise, held_out.logits, held_out.outcomes.labels, 0.0)[0].mean())
+    lowered = memorised(noise, views.logits, views.outcomes.labels, share)
+    return _wrong_and_counts(noise, views.logits, views.outcomes.labels, lowered)
 
 
 def _wrong_and_counts(noise: LabelNoise, logits: Tensor, labels: Tensor, lowered: float) -> tuple[Tensor, Tensor]:
@@ -123,22 +131,30 @@ def _wrong_and_counts(noise: LabelNoise, logits: Tensor, labels: Tensor, lowered
     return wrong, counts / max(len(labels), 1)
 
 
-def _replicates(noise: LabelNoise, views: Views, held_out: Views, seed: int) -> list[Tensor]:
-    """The shares of each given and true class again, of held-out images drawn with replacement (bootstrap)."""
+def _replicates(noises: Sequence[LabelNoise], views: Views, held_out: Views, seed: int) -> list[Tensor]:
+    """The shares of each given and true class again, of held-out images drawn with replacement (bootstrap).
+
+    Each draw takes the next of the noises, so that what the priors make of it is in the spread.
+    """
     generator = torch.Generator().manual_seed(seed)
     count = len(held_out.outcomes)
     step = -(-len(views.outcomes) // _REPLICATED_IMAGES)
-    logits, labels = views.logits[::step], views.outcomes.labels[::step]
-    most = min(count, _REPLICATED_HELD_OUT)
+    part = replace(views, logits=views.logits[::step], outcomes=_every(views.outcomes, step))
     found = []
-    for _ in range(_REPLICATES):
-        drawn = torch.randint(count, (count,), generator=generator)
-        outcomes = held_out.outcomes
-        drawn_noise = fit_again(noise, held_out.logits[drawn[:most]], outcomes.labels[drawn[:most]])
-        agreement = float(outcomes.correct[drawn].double().mean())
-        lowered = memorised(logits, labels, agreement)
-        found.append(_wrong_and_counts(drawn_noise, logits, labels, lowered)[1])
+    for number in range(_REPLICATES):
+        drawn = torch.randint(count, (min(count, _REPLICATED_HELD_OUT),), generator=generator)
+        again = replace(held_out, logits=held_out.logits[drawn], outcomes=_chosen(held_out.outcomes, drawn))
+        noise = fit_again(noises[number % len(noises)], again.logits, again.outcomes.labels)
+        found.append(_of_noise(noise, part, again)[1])
     return found
+
+
+def _every(outcomes: Outcomes, step: int) -> Outcomes:
+    return _chosen(outcomes, torch.arange(0, len(outcomes), step))
+
+
+def _chosen(outcomes: Outcomes, rows: Tensor) -> Outcomes:
+    return Outcomes(**{name: column[rows] for name, column in vars(outcomes).items()})
 
 
 def _interval(value: float, deviation: float, most: float) -> Interval:
@@ -247,7 +263,7 @@ def _doubts(views: Views, agreement: float, share: Interval, mixture: Interval) 
 
 def _doubts_of_losses(views: Views) -> tuple[str, ...]:
     doubts = [
-        "there are too few held-out images with labels of the same origin (DATA/val), and losses alone can be far off"
+        "there are too few held-out images with labels of the same origin (DATA/val); losses alone can be far off"
     ]
     if views.outcomes.accuracy > _MEMORISED_AGREEMENT:
         doubts.append(f"the model reproduces {views.outcomes.accuracy:.1%} of the labels: it memorised them")

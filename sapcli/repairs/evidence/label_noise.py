@@ -10,7 +10,7 @@ centred and of unit standard deviation over all images,
 
 and `a`, `W`, `c` and `T` are those that make the held-out labels most probable, with priors: `W` is normal around 0,
 and the rows of `T` have a Dirichlet prior around equally probable wrong classes, with the share of wrong labels that a
-fit without it finds. How strong both are is what predicts labels best that a fit has not seen (cross-validation).
+fit without it finds. How strong both are is told by how well labels are predicted that a fit has not seen.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from torch import Tensor
 
 # Beyond so many classes, wrong labels are taken as equally distributed: one number a class, and no square of them.
 _MOST_CLASSES_IN_PAIRS = 200
-_MOST_IMAGES = 10_000
+_MOST_IMAGES = 5_000
 # How many labels of each class the prior of `T` weighs as much as, and the precision of the prior of `W`.
 _PRIOR_LABELS, _PRECISIONS = (10.0, 100.0), (10.0, 100.0, 1000.0)
-_STEPS, _STEPS_AGAIN = 100, 25
+_FOLDS = 3
+_ERRORS = 2.0
+_STEPS, _STEPS_AGAIN = 60, 25
+_HALVINGS = 20
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,11 @@ class Prior:
     share: float = 0.0
 
 
-def fit_label_noise(logits: Tensor, labels: Tensor) -> LabelNoise:
-    """The most probable label noise of held-out images.
+def fit_label_noise(logits: Tensor, labels: Tensor) -> tuple[LabelNoise, ...]:
+    """The label noise of held-out images, under every strength of the priors that the images do not speak against.
+
+    Which these are is found by cross-validation: those whose mean logarithm of the probability of unseen labels is no
+    further from the best than two standard errors of the difference. What is made of them is to be averaged.
 
     Args:
         logits: `[n, classes]`; of very many images, a part is taken.
@@ -110,20 +116,32 @@ def fit_label_noise(logits: Tensor, labels: Tensor) -> LabelNoise:
     step = -(-len(labels) // _MOST_IMAGES)
     logits, labels = logits[::step], labels[::step]
     precisions = _PRECISIONS if logits.shape[1] <= _MOST_CLASSES_IN_PAIRS else _PRECISIONS[:1]
-    halves = (slice(0, None, 2), slice(1, None, 2))
-    best, prior = -math.inf, Prior(precisions[0])
+    fold = torch.arange(len(labels)) % _FOLDS
+    predicted: dict[Prior, Tensor] = {}
+    for number in range(_FOLDS):
+        inside, outside = fold != number, fold == number
+        for noise in _fits(logits[inside], labels[inside], precisions):
+            setting = replace(noise.prior, share=0.0)
+            found = predicted.setdefault(setting, torch.zeros(len(labels), dtype=torch.float64))
+            found[outside] = noise.label_chances(logits[outside], labels[outside]).clamp_min(1e-12).log()
+    best = max(predicted.values(), key=lambda logs: float(logs.sum()))
+
+    def is_as_good(prior: Prior) -> bool:
+        behind = best - predicted[replace(prior, share=0.0)]
+        return float(behind.mean()) <= _ERRORS * float(behind.std()) / math.sqrt(len(behind))
+
+    return tuple(noise for noise in _fits(logits, labels, precisions) if is_as_good(noise.prior))
+
+
+def _fits(logits: Tensor, labels: Tensor, precisions: tuple[float, ...]) -> list[LabelNoise]:
+    """The most probable noise under every strength of the priors."""
+    fits = []
     for precision in precisions:
-        frees = [_fit(_start(logits[half], Prior(precision)), logits[half], labels[half], _STEPS) for half in halves]
+        free = _fit(_start(logits, Prior(precision)), logits, labels, _STEPS)
         for strength in _PRIOR_LABELS:
-            predicted = 0.0
-            for free, half, other in zip(frees, halves, reversed(halves), strict=True):
-                drawn = replace(free, prior=Prior(precision, strength, _share(free)))
-                noise = _fit(drawn, logits[half], labels[half], _STEPS)
-                predicted += float(noise.label_chances(logits[other], labels[other]).clamp_min(1e-12).log().sum())
-            if predicted > best:
-                best, prior = predicted, Prior(precision, strength)
-    free = _fit(_start(logits, Prior(prior.precision)), logits, labels, _STEPS)
-    return _fit(replace(free, prior=replace(prior, share=_share(free))), logits, labels, _STEPS)
+            drawn = replace(free, prior=Prior(precision, strength, _share(free)))
+            fits.append(_fit(drawn, logits, labels, _STEPS))
+    return fits
 
 
 def fit_again(noise: LabelNoise, logits: Tensor, labels: Tensor) -> LabelNoise:
@@ -219,18 +237,26 @@ def without_own_label(logits: Tensor, labels: Tensor, lowered: float) -> Tensor:
     return logits.scatter_add(1, labels.unsqueeze(1), torch.full((len(labels), 1), -lowered, dtype=logits.dtype))
 
 
-def memorised(logits: Tensor, labels: Tensor, agreement: float) -> float:
-    """By how much training raised the logit of an image's own label, so far as agreement shows it.
+def memorised(noise: LabelNoise, logits: Tensor, labels: Tensor, share: float) -> float:
+    """By how much training raised the logit of an image's own label, so far as the share of wrong labels shows it.
 
-    Lowered by that much, the network agrees with as many labels as on images that it was not trained on.
+    Lowered by that much, training images have the share of wrong labels that held-out images have.
 
     Args:
-        logits: Of training images, `[n, classes]`.
+        noise: That of the held-out images.
+        logits: Of training images, `[n, classes]`; of very many, a part is taken.
         labels: Their labels, int64 `[n]`.
-        agreement: With held-out labels, in [0, 1].
+        share: The share of wrong labels among held-out images.
     """
+    step = -(-len(labels) // _MOST_IMAGES)
+    logits, labels = logits[::step], labels[::step]
     column = labels.unsqueeze(1)
-    best_other = logits.scatter(1, column, -torch.inf).amax(dim=1)
-    margins = logits.gather(1, column).squeeze(1) - best_other
-    wanted = min(max(1 - agreement, 0.0), 1.0)
-    return max(0.0, float(margins.double().sort().values[min(int(wanted * len(margins)), len(margins) - 1)]))
+    low, high = 0.0, float(logits.amax() - logits.amin()) + 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        posterior = noise.posterior(without_own_label(logits, labels, middle), labels)
+        if 1 - float(posterior.gather(1, column).mean()) < share:
+            low = middle
+        else:
+            high = middle
+    return low

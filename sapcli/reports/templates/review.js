@@ -33,7 +33,7 @@
   }
 
   function percent(share) {
-    return share > 0.995 ? "over 99%" : share < 0.005 ? "under 1%" : `${Math.round(100 * share)}%`;
+    return share > 0.995 ? ">99%" : share < 0.005 ? "<1%" : `${Math.round(100 * share)}%`;
   }
 
   function named(position) {
@@ -167,7 +167,7 @@
   function chanceOf(item) {
     const score = `loss ${item.score.toFixed(1)}`;
     if (item.chance === null) return [score];
-    return [element("b", {}, percent(item.chance)), ` likely wrong, ${score}`];
+    return [element("b", {}, percent(item.chance)), ` wrong, ${score}`];
   }
 
   // The nearest trusted images of the class that is given, and of that which the model sees.
@@ -208,7 +208,7 @@
     button("k", "keep", () => decide(index, "keep", item.given), `Keep ${named(item.given)}`);
     button("1", named(item.choices[0]), () => choose(index, 0), `Take the suggestion, ${named(item.choices[0])}`);
     const select = element("select", { tabIndex: -1, "aria-label": "Choose another class" });
-    select.append(element("option", { value: "" }, "another class"));
+    select.append(element("option", { value: "" }, "other"));
     const likely = item.choices.slice(1);
     const rest = classes.map((_, position) => position).filter((each) => each !== item.given && !item.choices.includes(each));
     for (const [number, position] of [...likely, ...rest].entries()) {
@@ -409,10 +409,12 @@
   }
 
   // A logistic regression of the decisions on the log odds of the chances, with a normal prior around "the chances are
-  // right" (see the page's module); Newton's method on its two coefficients.
+  // right" (see the page's module): Newton's method on its two numbers, halving steps that lead too far.
   function forecast() {
     const logit = (chance) => Math.max(-5, Math.min(5, Math.log(chance / (1 - chance))));
-    const [spread, slopeSpread] = page.believed ? [1.5, 0.5] : [3, 1];
+    const sigmoid = (value) => 1 / (1 + Math.exp(-value));
+    const width = page.believed ? 1 : 2;
+    const [spread, slopeSpread] = [width, width / 4];
     const seen = [];
     for (const [path, { kind }] of decisions) {
       const { chance } = items[positionOfPath.get(path)];
@@ -421,40 +423,50 @@
     const next = shown.map((index) => items[index]).filter((item) => !decisions.has(item.path) && item.chance !== null);
     const upcoming = next.slice(0, HUNDRED).map((item) => logit(item.chance));
     if (upcoming.length === 0) return "";
+    const surprise = (offset, slope) =>
+      seen.reduce(
+        (sum, [x, wrong]) => sum + Math.log1p(Math.exp(offset + slope * x)) - wrong * (offset + slope * x),
+        0.5 * (offset / spread) ** 2 + 0.5 * ((slope - 1) / slopeSpread) ** 2,
+      );
     let [offset, slope] = [0, 1];
-    let information = [0, 0, 0];
-    for (let step = 0; step < 50; step += 1) {
-      let gradient = [-offset / spread ** 2, -(slope - 1) / slopeSpread ** 2];
-      information = [1 / spread ** 2, 0, 1 / slopeSpread ** 2];
+    let [a, b, c] = [0, 0, 0];
+    for (let step = 0; step < 100; step += 1) {
+      let [first, second] = [-offset / spread ** 2, -(slope - 1) / slopeSpread ** 2];
+      [a, b, c] = [1 / spread ** 2, 0, 1 / slopeSpread ** 2];
       for (const [x, wrong] of seen) {
-        const expected = 1 / (1 + Math.exp(-offset - slope * x));
+        const expected = sigmoid(offset + slope * x);
         const weight = expected * (1 - expected);
-        gradient = [gradient[0] + wrong - expected, gradient[1] + (wrong - expected) * x];
-        information = [information[0] + weight, information[1] + weight * x, information[2] + weight * x * x];
+        first += wrong - expected;
+        second += (wrong - expected) * x;
+        a += weight;
+        b += weight * x;
+        c += weight * x * x;
       }
-      const [a, b, c] = information;
       const determinant = a * c - b * b;
-      const change = [(c * gradient[0] - b * gradient[1]) / determinant, (a * gradient[1] - b * gradient[0]) / determinant];
+      let change = [(c * first - b * second) / determinant, (a * second - b * first) / determinant];
+      const before = surprise(offset, slope);
+      for (let half = 0; half < 40 && surprise(offset + change[0], slope + change[1]) > before; half += 1) {
+        change = [change[0] / 2, change[1] / 2];
+      }
       offset += change[0];
       slope += change[1];
-      if (Math.abs(change[0]) + Math.abs(change[1]) < 1e-10) break;
+      if (Math.abs(change[0]) + Math.abs(change[1]) < 1e-9) break;
     }
     let [mean, variance, byOffset, bySlope] = [0, 0, 0, 0];
     for (const x of upcoming) {
-      const expected = 1 / (1 + Math.exp(-offset - slope * x));
+      const expected = sigmoid(offset + slope * x);
       const weight = expected * (1 - expected);
       mean += expected;
       variance += weight;
       byOffset += weight;
       bySlope += weight * x;
     }
-    const [a, b, c] = information;
     variance += (c * byOffset ** 2 - 2 * b * byOffset * bySlope + a * bySlope ** 2) / (a * c - b * b);
     const reach = 1.96 * Math.sqrt(variance);
     const low = Math.max(0, Math.floor(mean - reach));
     const high = Math.min(upcoming.length, Math.ceil(mean + reach));
     const what = upcoming.length < HUNDRED ? `the last ${upcoming.length}` : `the next ${HUNDRED}`;
-    const source = seen.length === 0 ? "by the model alone" : `by the model and ${seen.length} decisions`;
+    const source = `by the model${seen.length === 0 ? " alone" : ` and ${seen.length} decision${seen.length > 1 ? "s" : ""}`}`;
     return `Of ${what} about ${Math.round(mean)} are likely wrong (${low} to ${high}), ${source}.`;
   }
 
