@@ -25,7 +25,7 @@ from torch import Tensor
 _MOST_CLASSES_IN_PAIRS = 200
 _MOST_IMAGES = 5_000
 # How many labels of each class the prior of `T` weighs as much as, and the precision of the prior of `W`.
-_PRIOR_LABELS, _PRECISIONS = (10.0, 100.0), (10.0, 100.0, 1000.0)
+_PRIOR_LABELS, _PRECISIONS = (10.0, 100.0), (10.0, 30.0, 100.0, 300.0, 1000.0)
 _FOLDS = 3
 _ERRORS = 2.0
 _STEPS, _STEPS_AGAIN = 60, 25
