@@ -20,7 +20,7 @@ from sapcli.commands.line.outputs import check_writable, destination_file, open_
 from sapcli.commands.line.suspects_options import SuspectsOptions
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.labels.label_files import read_decided
-from sapcli.errors import UsageError
+from sapcli.errors import SapError, UsageError
 from sapcli.machine.files import atomic_write
 from sapcli.machine.text import printable
 from sapcli.repairs.evidence.label_chances import LabelChances, doubts_in_words, label_chances
@@ -30,6 +30,7 @@ from sapcli.repairs.evidence.suspects import (
     Suspect,
     by_suspicion,
     corrected_labels,
+    label_file_of,
     link_corrected,
     measure_detection,
     rank_suspects,
@@ -64,6 +65,8 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     check_outputs(outputs, inputs.reads(session.checkpoint, truth=options.truth))
     truth = None if options.truth is None else read_truth(options.truth, dataset)
     decided = _decided(session)
+    if options.review is not None and len(dataset.classes) < 2:
+        raise UsageError("there is nothing to decide with a single class", "leave out --review")
     introduce(session, dataset)
     if session.checkpoint.metadata.get("sap.repaired") != "true":
         terminal.warn(
@@ -113,8 +116,9 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
 
 def _decided(session: Session) -> frozenset[int]:
     """The samples about which a person has decided already, as the label file says."""
-    file = session.source.labels
-    if file is None:
+    file = label_file_of(session.source)
+    # What came through a pipe is gone.
+    if file is None or not file.is_file():
         return frozenset()
     paths = read_decided(file)
     return frozenset(index for index, path in enumerate(session.training.paths) if path in paths)
@@ -122,12 +126,7 @@ def _decided(session: Session) -> frozenset[int]:
 
 def _chances(session: Session, views: Views) -> LabelChances:
     """How likely each label is wrong, and what is to be said of it."""
-    held_out = session.validation_images
-    chances = label_chances(
-        views,
-        None if held_out is None else session.views(held_out, "looking at held-out images"),
-        seed=session.settings.seed,
-    )
+    chances = label_chances(views, _held_out(session), seed=session.settings.seed)
     terminal, count, share = session.progress, len(views.outcomes), chances.share
     classes = session.training.classes
     terminal.note(
@@ -142,8 +141,20 @@ def _chances(session: Session, views: Views) -> LabelChances:
         )
         terminal.note(f"most often: {often}")
     if chances.doubts:
-        terminal.warn(doubts_in_words(chances.doubts))
+        # That there is nothing to calibrate on is no fault.
+        say = terminal.warn if chances.pairs else terminal.note
+        say(doubts_in_words(chances.doubts))
     return chances
+
+
+def _held_out(session: Session) -> Views | None:
+    """What the network makes of the validation images, where there are any that can be used."""
+    try:
+        images = session.validation_images
+        return None if images is None else session.views(images, "looking at held-out images")
+    except SapError as error:
+        session.progress.warn(f"the validation images are not used: {error.message}")
+        return None
 
 
 def _rows(session: Session, outcomes: Outcomes, options: SuspectsOptions, decided: frozenset[int]) -> Tensor:
@@ -155,9 +166,8 @@ def _rows(session: Session, outcomes: Outcomes, options: SuspectsOptions, decide
     contradicted = ~outcomes.correct
     judged = torch.tensor([index in decided for index in outcomes.indices.tolist()], dtype=torch.bool)
     if bool(judged.any()):
-        terminal.note(
-            f"{int(judged.sum()):,} labels were decided by a person ({session.source.labels}), and are not listed"
-        )
+        file = label_file_of(session.source)
+        terminal.note(f"{int(judged.sum()):,} labels were decided by a person ({file}), and are not listed")
     rows, left_out = without_most_of_a_class(
         outcomes, by_suspicion(outcomes, contradicted & suspicious & ~judged), options.most_of_class
     )
@@ -178,13 +188,14 @@ def _copies(session: Session, views: Views, rows: Tensor) -> Copies:
     """The samples that show the same picture under different labels; by what they show, only those in some rows."""
     terminal, dataset = session.progress, session.training
     by_content = copies_by_content(dataset)
-    by_look = copies_by_look(views, rows.tolist())
+    by_look = copies_by_look(views, rows.tolist()) if len(rows) else {}
     if by_look is None:
         terminal.note("near-duplicates are looked for by content alone: there are too many images to compare")
     copies = merged(by_content, by_look or {})
     for what, found in (("the same content", by_content), ("nearly the same look", by_look or {})):
         if found:
-            pairs = [f"{dataset.paths[index]} and {dataset.paths[others[0]]}" for index, others in found.items()]
+            once = [(index, other) for index, others in found.items() for other in others if index < other]
+            pairs = [f"{dataset.paths[index]} and {dataset.paths[other]}" for index, other in once]
             named = "; ".join(pairs[:_PAIRS_NAMED]) + ("; ..." if len(pairs) > _PAIRS_NAMED else "")
             terminal.warn(f"{len(found):,} images have {what} as others with another label: {named}")
     return copies
@@ -204,8 +215,6 @@ def _write_review(
     shown = torch.tensor(written[:MOST_ON_PAGE], dtype=torch.int64)
     if len(shown) < len(written):
         terminal.note(f"the page has the {len(shown):,} most suspicious of {len(written):,} images")
-    if len(dataset.classes) < 2:
-        raise UsageError("there is nothing to decide with a single class", "leave out --review")
     share = chances.share
     listed = f"{len(rows):,} of {len(outcomes):,} labels are listed"
     texts = ReviewTexts(
@@ -216,7 +225,7 @@ def _write_review(
         not chances.doubts,
     )
     with session.progress.stage("making the page", None):
-        items = review_items(views, chances, shown, len(dataset.classes), copies, True)
+        items = review_items(views, chances, shown, len(dataset.classes), copies)
         others = repeated_labels(session, [item.index for item in items])
         page = review_page(dataset, items, texts, place, others)
     with atomic_write(place, replace=replace) as handle:

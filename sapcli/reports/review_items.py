@@ -10,18 +10,17 @@ from torch import Tensor
 
 from sapcli.activations.views import Views
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.labels.label_files import LABEL_SUFFIXES, read_labels
+from sapcli.datasets.labels.label_files import read_labels
 from sapcli.repairs.evidence.label_chances import LabelChances
 from sapcli.repairs.evidence.look_alikes import Copies, nearest, trusted_rows
+from sapcli.repairs.evidence.suspects import label_file_of
 from sapcli.repairs.session import Session
 from sapcli.reports.review_page import ReviewItem
 
 MOST_ON_PAGE = 5000
 
 
-def review_items(
-    views: Views, chances: LabelChances, rows: Tensor, classes: int, copies: Copies, believed: bool
-) -> list[ReviewItem]:
+def review_items(views: Views, chances: LabelChances, rows: Tensor, classes: int, copies: Copies) -> list[ReviewItem]:
     """What is shown of the samples in some rows of the views, in this order.
 
     Args:
@@ -30,7 +29,6 @@ def review_items(
         rows: Those to decide on, int64.
         classes: The number of classes.
         copies: The samples that show the same picture under another label, by index.
-        believed: Whether the chances are worth showing.
     """
     outcomes = views.outcomes
     trusted = trusted_rows(views, chances.wrong, classes)
@@ -51,20 +49,12 @@ def review_items(
                 choices=choices,
                 contradicted=not bool(outcomes.correct[row]),
                 score=float(outcomes.losses[row]),
-                chance=float(chances.wrong[row]) if believed else None,
+                chance=float(chances.wrong[row]),
                 near=(near[0], near[1]),
                 same=tuple(copies.get(index, ())),
             )
         )
     return items
-
-
-def label_file_of(session: Session) -> Path | None:
-    """The file that the labels come from; `None` where they are those of class folders."""
-    source = session.source
-    if source.labels is not None:
-        return source.labels
-    return source.folder if source.folder.suffix.lower() in LABEL_SUFFIXES and not source.folder.is_dir() else None
 
 
 def repeated_labels(session: Session, shown: Sequence[int]) -> dict[str, int] | None:
@@ -80,7 +70,7 @@ def repeated_labels(session: Session, shown: Sequence[int]) -> dict[str, int] | 
     Returns:
         `None` where the labels come from class folders: images that a label file does not name keep theirs.
     """
-    file = label_file_of(session)
+    file = label_file_of(session.source)
     if file is None:
         return None
     dataset = session.training
@@ -111,7 +101,10 @@ def can_be_written(path: str) -> bool:
 def _unlabelled(file: Path, dataset: Dataset) -> list[str]:
     """The paths from the data folder on of the images that a label file says to have no label."""
     root = Path(os.path.realpath(dataset.root))
-    found = []
+    found: list[str] = []
+    # What came through a pipe is gone.
+    if not file.is_file():
+        return found
     for row in read_labels(file).rows:
         if not row.is_unlabelled:
             continue

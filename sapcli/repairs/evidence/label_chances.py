@@ -35,6 +35,7 @@ _MEMORISED_AGREEMENT = 0.97
 _MUCH_CLEANER = 1 / 4
 _CHUNK = 20_000
 _ROUNDS = 200
+_LARGEST_LOGIT = 1e4
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,18 @@ def label_chances(views: Views, held_out: Views | None, *, shown: int = 9, seed:
         shown: How many likely classes are named of each sample.
         seed: Of the random draws that intervals come from.
     """
+    views, held_out = _bounded(views), None if held_out is None else _bounded(held_out)
     labels = views.outcomes.labels
     mixture = _by_mixture(views)
-    if not views.has_logits:
-        likely = views.outcomes.predictions.unsqueeze(1)
-        return LabelChances(*mixture[:1], likely, mixture[1], (), "the losses alone", _doubts_of_losses(views))
-    likely = _likely(views.logits, labels, shown)
-    if held_out is None or not held_out.has_logits or len(held_out.outcomes) < _FEW_HELD_OUT:
-        few = () if held_out is None else (f"there are only {len(held_out.outcomes)} held-out images",)
-        doubts = (*few, *_doubts_of_losses(views))
-        return LabelChances(mixture[0], likely, mixture[1], (), "the losses alone", doubts)
+    likely = _likely(views.logits, labels, shown) if views.has_logits else views.outcomes.predictions.unsqueeze(1)
+    alone = LabelChances(mixture[0], likely, mixture[1], (), "the losses alone", _doubts_of_losses(views, held_out))
+    if held_out is None or not (views.has_logits and held_out.has_logits) or len(held_out.outcomes) < _FEW_HELD_OUT:
+        return alone
     noises = fit_label_noise(held_out.logits, held_out.outcomes.labels)
     found = [_of_noise(noise, views, held_out) for noise in noises]
     wrong = torch.stack([each for each, _ in found]).mean(dim=0)
+    if not bool(torch.isfinite(wrong).all()):
+        return replace(alone, doubts=(*alone.doubts, "nothing could be fitted to the held-out images"))
     counts = torch.stack([each for _, each in found]).mean(dim=0)
     draws = _replicates(noises, views, held_out, seed)
     spread = torch.stack([counts_of.sum() for counts_of in draws]).std()
@@ -106,6 +106,11 @@ def label_chances(views: Views, held_out: Views | None, *, shown: int = 9, seed:
     doubts = _doubts(views, held_out.outcomes.accuracy, share, mixture[1])
     source = f"{len(held_out.outcomes):,} held-out images"
     return LabelChances(wrong, likely, share, pairs, source, doubts)
+
+
+def _bounded(views: Views) -> Views:
+    """The views with logits that can be computed with: a network may rule classes out altogether."""
+    return replace(views, logits=views.logits.clamp_min(-_LARGEST_LOGIT)) if views.has_logits else views
 
 
 def _of_noise(noise: LabelNoise, views: Views, held_out: Views) -> tuple[Tensor, Tensor]:
@@ -261,9 +266,11 @@ def _doubts(views: Views, agreement: float, share: Interval, mixture: Interval) 
     return tuple(doubts)
 
 
-def _doubts_of_losses(views: Views) -> tuple[str, ...]:
+def _doubts_of_losses(views: Views, held_out: Views | None) -> tuple[str, ...]:
+    count = 0 if held_out is None else len(held_out.outcomes)
+    few = f"only {count}" if count else "no"
     doubts = [
-        "there are too few held-out images with labels of the same origin (DATA/val); losses alone can be far off"
+        f"there are {few} held-out images with labels of the same origin (DATA/val), and losses alone can be far off"
     ]
     if views.outcomes.accuracy > _MEMORISED_AGREEMENT:
         doubts.append(f"the model reproduces {views.outcomes.accuracy:.1%} of the labels: it memorised them")

@@ -16,11 +16,11 @@ from torch import Tensor
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.classes import ClassNames
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.labels.label_files import read_labels
+from sapcli.datasets.labels.label_files import LABEL_SUFFIXES, read_labels
 from sapcli.errors import DatasetError
 from sapcli.machine.files import write_error
 from sapcli.machine.text import escaped
-from sapcli.settings import SuspectsFormat
+from sapcli.settings import DataSource, SuspectsFormat
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,14 @@ def suspects_in(
             )
         )
     return tuple(suspects)
+
+
+def label_file_of(source: DataSource) -> Path | None:
+    """The file that the labels come from; `None` where they are those of class folders."""
+    if source.labels is not None:
+        return source.labels
+    is_file = source.folder.suffix.lower() in LABEL_SUFFIXES and not source.folder.is_dir()
+    return source.folder if is_file else None
 
 
 def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
