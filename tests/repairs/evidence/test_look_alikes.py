@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from PIL import Image
 from support.data_folders import opened, write_classes
 
 from sapcli.activations.scoring import Outcomes
@@ -27,6 +28,8 @@ def views_of(labels: list[int], features: torch.Tensor, pixels: torch.Tensor, lo
 
 def test_the_same_file_under_two_labels_is_found(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "data")
+    for number, file in enumerate(sorted(folder.rglob("*.png"))):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(file)
     shutil.copy(folder / "cat" / "0.png", folder / "dog" / "copy.png")
     shutil.copy(folder / "cat" / "0.png", folder / "cat" / "same.png")
     dataset = opened(folder)

