@@ -35,7 +35,7 @@ _MEMORISED_AGREEMENT = 0.97
 _MUCH_CLEANER = 1 / 4
 _CHUNK = 20_000
 _ROUNDS = 200
-_LARGEST_LOGIT = 1e4
+_LARGEST_GAP = 60.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,10 @@ def label_chances(views: Views, held_out: Views | None, *, shown: int = 9, seed:
 
 def _bounded(views: Views) -> Views:
     """The views with logits that can be computed with: a network may rule classes out altogether."""
-    return replace(views, logits=views.logits.clamp_min(-_LARGEST_LOGIT)) if views.has_logits else views
+    if not views.has_logits:
+        return views
+    lowest = views.logits.amax(dim=1, keepdim=True) - _LARGEST_GAP
+    return replace(views, logits=torch.maximum(views.logits, lowest))
 
 
 def _of_noise(noise: LabelNoise, views: Views, held_out: Views) -> tuple[Tensor, Tensor]:
