@@ -234,9 +234,9 @@ def score(
         for batch in images.batches(indices):
             launched.extend(in_portions(partial(_launch, classifier, exact), batch, images, progress))
             while len(launched) > _LAUNCHED_AHEAD:
-                columns.append(_collected(launched.popleft()))
+                columns.append(collected(launched.popleft()))
             advance(len(batch.indices))
-        columns += map(_collected, launched)
+        columns += map(collected, launched)
     if not columns:
         empty = torch.zeros(0, dtype=torch.int64)
         return Outcomes(empty, empty, empty.double(), empty, empty.float(), empty, empty)
@@ -275,9 +275,16 @@ def logits_of(
 
 
 def _launch(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
-    """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are none."""
+    """The outcome columns of one batch, which a GPU may still be computing."""
     images = batch.images if classifier.view is None else classifier.view(batch.images, batch.indices)
-    logits = classifier.logits(images, exact=exact)
+    return outcome_columns(batch, classifier.logits(images, exact=exact))
+
+
+def outcome_columns(batch: Batch, logits: Tensor) -> tuple[Tensor, ...]:
+    """The columns of `Outcomes` of a batch with these logits `[n, classes]`, and whether those are none: `collected`.
+
+    They lie where the logits do, and may be still to be computed.
+    """
     labels = batch.labels.to(logits.device)
     confidences = logits.softmax(dim=1).amax(dim=1)
     of_label = logits.gather(1, labels.unsqueeze(1))
@@ -307,8 +314,12 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.logaddexp(torch.zeros_like(distance), distance)
 
 
-def _collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The columns of `Outcomes` for one batch, on the CPU."""
+def collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The columns of `Outcomes` for one batch, on the CPU, of what `outcome_columns` returned.
+
+    Raises:
+        NumericsError: The logits hold a NaN or positive infinity.
+    """
     *columns, undefined = (column.cpu() for column in launched)
     if bool(undefined.any()):
         raise NumericsError(

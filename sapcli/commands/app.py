@@ -314,9 +314,9 @@ def suspects(
     """List the training samples whose labels a repaired model contradicts, the most suspicious first.
 
     Writes JSON Lines, one sample a line: path, given (the label), suggested (the model's class), score (the
-    cross-entropy with the label, in nats).
+    cross-entropy with the label, in nats), chance (that the label is wrong, from 0 to 1).
 
-    Example: sap suspects model.sap.safetensors data/ --html suspects.html
+    Example: sap suspects model.sap.safetensors data/ --review review.html
     """
     from sapcli.commands.line.inputs import Inputs
     from sapcli.commands.suspects import suspects as command

@@ -36,6 +36,7 @@ _CHECKSUM_SUFFIX = ".sha256"
 # What people are told of when it need not be made again, in the words of the stage that makes it.
 _SHOWN = {
     "scores": "scoring training images",
+    "views": "looking at images",
     "validation": "validating the unchanged model",
     "trusted": "selecting trusted samples",
     "bases": "capturing activations",

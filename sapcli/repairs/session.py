@@ -19,12 +19,13 @@ from sapcli.activations.bases import Bases, Origin, collect_bases
 from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
 from sapcli.activations.scoring import Outcomes, logits_of
+from sapcli.activations.views import Views, view
 from sapcli.datasets.contents import contents_of, find_contents
 from sapcli.datasets.dataset import Dataset, Role
 from sapcli.datasets.images import Images, Remarks
 from sapcli.errors import ArchitectureError, CheckpointError
 from sapcli.machine.cache import Content
-from sapcli.repairs.artifact_files import read_outcomes, read_remarks, write_outcomes, write_remarks, write_trusted
+from sapcli.repairs import artifact_files
 from sapcli.repairs.bases_origin import check_origin
 from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
@@ -100,8 +101,8 @@ class Session(ModelAndData):
             "remarks",
             {**parts, "of": kind},
             remarks,
-            read=lambda path: read_remarks(path, len(images.dataset.paths)),
-            write=write_remarks,
+            read=lambda path: artifact_files.read_remarks(path, len(images.dataset.paths)),
+            write=artifact_files.write_remarks,
         )
         images.add_remarks(known)
         return content
@@ -202,21 +203,35 @@ class Session(ModelAndData):
         source = self.checkpoint.source
         compare_order(images.dataset, outcomes, source, self.source, self.progress, look, confirm, stop=stop)
 
+    def views(self, images: Images, stage: str) -> Views:
+        """What the checkpoint's own weights make of all of these images, with logits and features, cached."""
+        sizes = len(images.dataset.paths), len(images.dataset.classes)
+        make = functools.partial(view, self.classifier, images, self.progress, stage)
+        read = functools.partial(artifact_files.read_views, samples=sizes[0], classes=sizes[1])
+        return self._fetch_run(images, range(sizes[0]), "views", make, read, artifact_files.write_views)
+
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
+        dataset = images.dataset
+        make = functools.partial(self.score, images, stage, indices, exact=False)
+        read = functools.partial(artifact_files.read_outcomes, samples=len(dataset.paths), classes=len(dataset.classes))
+        return self._fetch_run(images, indices, kind, make, read, artifact_files.write_outcomes)
+
+    def _fetch_run(
+        self,
+        images: Images,
+        indices: Sequence[int],
+        kind: str,
+        make: Callable[[], Content],
+        read: Callable[[Path], Content],
+        write: Callable[[Content, Path], None],
+    ) -> Content:
+        """What a pass over images, which need not be exact, made of them, cached."""
         self.check_forward(images.dataset, stop=False)
         parts = self._cache_key(images.dataset.fingerprint) | {
             "dtype": str(self.fast_dtype),
             "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
         }
-        return self._fetch_made_of(
-            images,
-            indices,
-            kind,
-            parts,
-            make=lambda: self.score(images, stage, indices, exact=False),
-            read=lambda path: read_outcomes(path, len(images.dataset.paths), len(images.dataset.classes)),
-            write=write_outcomes,
-        )
+        return self._fetch_made_of(images, indices, kind, parts, make, read, write)
 
     def select(self, settings: SelectionSettings) -> TrustedSet:
         """The trusted set: class-balanced, never a validation sample, cached."""
@@ -247,7 +262,7 @@ class Session(ModelAndData):
             parts,
             make=lambda: self._select(settings, excluded),
             read=lambda path: parse_trusted(path.read_text().splitlines(), str(path), self.training),
-            write=write_trusted,
+            write=artifact_files.write_trusted,
         )
         if settings.strategy is Strategy.LOSS and self.source.class_map is None:
             self._order_checked = True

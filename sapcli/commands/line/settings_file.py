@@ -39,6 +39,8 @@ _WRITING = frozenset(
         "report",
         "summary",
         "html",
+        "review",
+        "estimate",
         "apply",
         "apply-to",
         "cache-dir",
