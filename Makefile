@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+CLIENTS = $(VENV)/.clients
 
 # Two test processes of one thread each: more threads would only wait for each other.
 TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures test test-faults lint format type bench architectures
+.PHONY: help demo pictures docs test test-faults test-clients lint format type bench architectures
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +26,12 @@ test: $(INSTALLED) ## Run the tests
 
 test-faults: $(INSTALLED) ## Run the tests that take minutes: of killing, interrupting and starving the program, and of the README's commands
 	$(TESTS) --hypothesis-profile thorough tests/faults
+
+test-clients: $(CLIENTS) ## Run the tests on files of other tools: transformers, timm, torchvision, Lightning, accelerate, fastai
+	$(TESTS) tests/clients
+
+docs: $(INSTALLED) ## Write docs/commands.md, the man page and the JSON schemas from the commands themselves
+	$(BIN)/python -m scripts.build_docs
 
 lint: $(INSTALLED) ## Check the style, the format, and that each wing imports only those below it
 	$(BIN)/ruff check .
@@ -43,6 +50,11 @@ bench: $(INSTALLED) ## Measure how long the stages of a repair take
 
 architectures: $(INSTALLED) ## See which weights are projected in every family of timm and torchvision, and write docs/architectures.md
 	$(BIN)/python -m benchmarks.architectures
+
+# The other tools are large, and only their own tests need them.
+$(CLIENTS): $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[clients]'
+	touch $@
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """Scaled Activation Projection: repair a classifier checkpoint that was trained on mislabeled data.
 
-`repair` does it in one call, `open_session` gives the stages; both import torch only when they are asked for.
+`repair` and `polish` do it in one call, `open_session` gives the stages; torch is imported when one is asked for.
 """
 
 import sys
@@ -13,11 +13,20 @@ if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith("sapcli") a
 # What type checkers take for `typing.TYPE_CHECKING`, without its import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sapcli.api import Repaired, open_session, repair
-    from sapcli.settings import PreprocessingOverrides
+    from sapcli.api import Polished, Repaired, open_session, polish, repair
+    from sapcli.settings import PolishSettings, PreprocessingOverrides
 
-__version__ = "0.1.0"
-__all__ = ["PreprocessingOverrides", "Repaired", "__version__", "open_session", "repair"]
+__version__ = "0.2.0"
+__all__ = [
+    "PolishSettings",
+    "Polished",
+    "PreprocessingOverrides",
+    "Repaired",
+    "__version__",
+    "open_session",
+    "polish",
+    "repair",
+]
 
 
 def __getattr__(name: str) -> object:

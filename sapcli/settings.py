@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def names_own_code(architecture: str) -> bool:
-    """Whether an `--arch` names code outside of timm and torchvision, which only the user may ask for."""
+    """Whether an `--arch` names code outside of the libraries that are known, which only the user may ask for."""
     library, colon, _ = architecture.partition(":")
-    return bool(colon) and library not in {"timm", "torchvision"}
+    return bool(colon) and library not in {"timm", "torchvision", "transformers"}
 
 
 class Strategy(StrEnum):
@@ -62,6 +62,19 @@ class BatchNorm(StrEnum):
     KEEP = "keep"
 
 
+class Augment(StrEnum):
+    """How training images are varied beside being flipped."""
+
+    AUTO = "auto"
+    """By their size: small reflected crops up to 64 pixels, resized crops above."""
+    TRIVIAL = "trivial"
+    """One random change of colour or shape an image as well (TrivialAugment, Mueller and Hutter, ICCV 2021)."""
+    RAND = "rand"
+    """Two of them (RandAugment, Cubuk et al., NeurIPS 2020)."""
+    NONE = "none"
+    """Not at all."""
+
+
 class Precision(StrEnum):
     """What the network computes in where it need not be exact: to choose alpha, and to look through samples."""
 
@@ -88,12 +101,38 @@ class OutputFormat(StrEnum):
     CSV = "csv"
 
 
+class ResultFormat(StrEnum):
+    """How the result of a command is written that is a path, or a few lines, to people."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class SamplesFormat(StrEnum):
+    """How a list of samples is written: an object a line, or one array of them."""
+
+    JSONL = "jsonl"
+    JSON = "json"
+
+
 class SuspectsFormat(StrEnum):
     """How a list of suspects is written."""
 
     JSONL = "jsonl"
+    JSON = "json"
     CSV = "csv"
     PATHS = "paths"
+
+
+class NoiseKind(StrEnum):
+    """How labels become wrong that are made so on purpose."""
+
+    SYMMETRIC = "symmetric"
+    """Any other class."""
+    ASYMMETRIC = "asymmetric"
+    """Classes are taken for one that looks alike."""
+    HIERARCHICAL = "hierarchical"
+    """Another class of the same group."""
 
 
 class LabelForm(StrEnum):
@@ -101,6 +140,22 @@ class LabelForm(StrEnum):
 
     CSV = "csv"
     LINKS = "links"
+
+
+class WeightsFormat(StrEnum):
+    """How a corrected checkpoint is written."""
+
+    SAFETENSORS = "safetensors"
+    PTH = "pth"
+    """The training file itself, with new weights in the place of the old ones."""
+
+
+class WritingFormat(StrEnum):
+    """What `--format` asks of a command that writes a checkpoint: how the result is told, or the file is written."""
+
+    TEXT = "text"
+    JSON = "json"
+    PTH = "pth"
 
 
 class PlanFormat(StrEnum):
@@ -199,3 +254,28 @@ class ProjectionSettings:
     keep_classifier: bool = False
     forget_mode: ForgetMode = ForgetMode.KEEP_SHARED
     batchnorm: BatchNorm = BatchNorm.REESTIMATE
+
+
+@dataclass(frozen=True)
+class PolishSettings:
+    """How a model is trained on; what is `None` is found out.
+
+    Attributes:
+        epochs: Passes over the training images.
+        max_minutes: What the run may take in all; its schedule fits itself to that.
+        labels_as_given: Whether labels are believed as they are, and not blended with the model's own answers.
+        repair_first: Whether training begins with the repaired model, and not with the one that is given.
+        flip: Whether images are mirrored.
+        augment: How images are varied otherwise.
+        freeze: Patterns of parameters that stay as they are.
+        head_only: Whether the classifier alone is trained.
+    """
+
+    epochs: int | None = None
+    max_minutes: float | None = None
+    labels_as_given: bool = False
+    repair_first: bool = True
+    flip: bool | None = None
+    augment: Augment = Augment.AUTO
+    freeze: tuple[str, ...] = ()
+    head_only: bool = False

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import doctest
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from support.digits import Trained
+from torchvision.datasets import ImageFolder
 
 import sapcli
 from sapcli import api, repair
 
 
 def test_the_examples_of_the_documentation_run(noisy: Trained, tmp_path: Path) -> None:
+    net = timm.create_model("test_resnet", num_classes=10)
+    net.load_state_dict(load_file(noisy.checkpoint))
+    dataset = [(image.resize((32, 32)), label) for image, label in ImageFolder(noisy.data / "train")]
+    # The size that the images have, instead of what the library publishes.
+    net.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     names = {"checkpoint": noisy.checkpoint, "data": noisy.data, "folder": tmp_path, "torch": torch}
+    names |= {"net": net, "dataset": dataset}
     results = doctest.testmod(api, extraglobs=names)
     assert results.attempted > 8
     assert results.failed == 0
@@ -30,6 +40,21 @@ def test_what_is_saved_is_the_network_that_was_measured(noisy: Trained, tmp_path
     state = repaired.module.state_dict()
     assert saved.keys() == load_file(noisy.checkpoint).keys()
     assert all(torch.equal(saved[name], state[name]) for name in saved)
+
+
+def test_a_notebook_shows_a_small_report(noisy: Trained, tmp_path: Path) -> None:
+    checkpoint = shutil.copy(noisy.checkpoint, tmp_path / "<b>model.safetensors")
+    shutil.copy(noisy.checkpoint.with_name("config.json"), tmp_path)
+    repaired = repair(checkpoint, noisy.data, trusted_count=60, alpha=3000)
+    html = repaired._repr_html_()
+    tree = ElementTree.fromstring(html)
+    rows = {row[0].text: row[1].text for row in tree.iter("tr")}
+    assert rows["alpha"] == "3000, as given"
+    assert rows["trusted"] == "60 samples"
+    assert repaired.outcome.before is not None
+    assert rows["before"] == f"{repaired.outcome.before.top1:.2f}% of the validation labels"
+    assert [point.text for point in tree.iter("li")] == list(repaired.outcome.weak_points)
+    assert "&lt;b&gt;model.safetensors" in html
 
 
 def test_the_package_imports_without_torch() -> None:

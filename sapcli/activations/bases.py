@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from sapcli.activations.capture import Capture
 from sapcli.activations.moments import Basis, SecondMoment
 from sapcli.activations.operands import Use
-from sapcli.activations.reduction import (
+from sapcli.activations.rows import WeightView
+from sapcli.activations.scoring import Classifier
+from sapcli.activations.segments import Segment, disjoint_segments
+from sapcli.activations.shared.reduction import (
     Part,
     Parts,
     all_windows,
@@ -21,10 +24,7 @@ from sapcli.activations.reduction import (
     owners_of,
     reduce_moment,
 )
-from sapcli.activations.rows import WeightView
-from sapcli.activations.scoring import Classifier
-from sapcli.activations.segments import Segment, disjoint_segments
-from sapcli.activations.shares import SharedStage
+from sapcli.activations.shared.shares import SharedStage
 from sapcli.datasets.contents import contents_of, to_text
 from sapcli.datasets.images import Images
 from sapcli.datasets.smaller_batches import smaller_batch
@@ -323,7 +323,8 @@ def _captured(
         moments, facts = _share_of(classifier, images, indices, range(len(indices)), progress, all_rows, ranks)
     else:
         own: list[SecondMoments] = []
-        batch_size = max(images.batch_size // _TIMES_THE_MEMORY, 1)
+        # Where memory did not suffice, one process may have made its batches smaller than another.
+        batch_size = max(ranks.from_first(lambda: images.batch_size) // _TIMES_THE_MEMORY, 1)
         positions = whole_batches(len(indices), batch_size, ranks.rank, ranks.world)
 
         def mine() -> SampleFacts:

@@ -48,6 +48,8 @@ class Classifier:
         as_built: Whether the network runs only as it was built, neither converted nor on images whose channels lie
             together; found out when it is run.
         copies_inputs: Whether the network is given copies of its images, since it writes into them.
+        view: What `score` does to uint8 images `[n, C, H, W]` of these indices before the network sees them; as they
+            are where `None`.
     """
 
     loaded: LoadedModel
@@ -56,6 +58,7 @@ class Classifier:
     fast_dtype: torch.dtype | None = None
     as_built: bool = False
     copies_inputs: bool = False
+    view: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -70,7 +73,8 @@ class Classifier:
     def inputs(self, images: Tensor) -> Tensor:
         """Normalised float32 images on the device, from decoded uint8 `[n, C, H, W]`, in the fastest layout.
 
-        Their channels lie together unless the network does not take that.
+        Images that are no uint8 are normalised already. Their channels lie together unless the network does not take
+        that.
         """
         if self.device.type == "cuda":
             # Memory that stays in its place is copied while the GPU computes; with no other is that safe.
@@ -79,6 +83,9 @@ class Classifier:
             images = images.to(self.device)
         if self.device.type in _FAST_CHANNELS_LAST and not self.as_built:
             images = images.contiguous(memory_format=torch.channels_last)
+        if images.dtype != torch.uint8:
+            # A copy, as of the others: a network may write into its images.
+            return images.to(torch.float32, copy=True)
         return normalise(images, self.architecture.preprocessing)
 
     def logits(self, images: Tensor, *, exact: bool = True) -> Tensor:
@@ -237,25 +244,26 @@ def score(
         for batch in images.batches(indices):
             launched.extend(in_portions(partial(_launch, classifier, exact), batch, images, progress))
             while len(launched) > _LAUNCHED_AHEAD:
-                columns.append(_collected(launched.popleft()))
+                columns.append(collected(launched.popleft()))
             advance(len(batch.indices))
             if expected := clock.expected(batch.end):
                 progress.note(f"{stage}: {total:,} images take about {expected}")
             if keep is not None and clock.is_time_to_keep():
-                columns += map(_collected, launched)
+                columns += map(collected, launched)
                 launched.clear()
-                keep(batch.end, _outcomes(columns[kept:]))
+                keep(batch.end, outcomes_of(columns[kept:]))
                 kept = len(columns)
-        columns += map(_collected, launched)
-    return _outcomes(columns)
+        columns += map(collected, launched)
+    return outcomes_of(columns)
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:
     """The outcomes of several parts, one after the other."""
-    return _outcomes([tuple(vars(part).values()) for part in parts])
+    return outcomes_of([tuple(vars(part).values()) for part in parts])
 
 
-def _outcomes(columns: Sequence[tuple[Tensor, ...]]) -> Outcomes:
+def outcomes_of(columns: Sequence[tuple[Tensor, ...]]) -> Outcomes:
+    """The outcomes whose columns these are, batch by batch."""
     if not columns:
         empty = torch.zeros(0, dtype=torch.int64)
         return Outcomes(empty, empty, empty.double(), empty, empty.float(), empty, empty)
@@ -300,9 +308,48 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 2 * 60 * 60 else f"{seconds / 3600:.1f} hours"
 
 
+def logits_of(
+    classifier: Classifier, images: Images, progress: Progress, stage: str, indices: Sequence[int], outputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the classifier in eval mode over the samples at `indices`, need not be exactly.
+
+    Args:
+        classifier: The network.
+        images: The dataset's images.
+        progress: Told of the images done.
+        stage: The stage's name.
+        indices: Which images.
+        outputs: Which of the network's outputs are wanted, int64 `[k]`.
+
+    Returns:
+        The given labels, int64 `[n]`, and float64 logits `[n, k]`, of the readable samples.
+    """
+
+    def run(batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = classifier.logits(batch.images, exact=False)
+        return batch.labels, logits[:, outputs.to(logits.device)].cpu().double()
+
+    parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, len(outputs), dtype=torch.float64))]
+    classifier.ensure_eval()
+    with progress.stage(stage, len(indices)) as advance:
+        for batch in images.batches(indices):
+            parts += in_portions(run, batch, images, progress)
+            advance(len(batch.indices))
+    labels, logits = zip(*parts, strict=True)
+    return torch.cat(labels), torch.cat(logits)
+
+
 def _launch(classifier: Classifier, exact: bool, batch: Batch) -> tuple[Tensor, ...]:
-    """The columns of `Outcomes` for one batch, which a GPU may still be computing, and whether its logits are none."""
-    logits = classifier.logits(batch.images, exact=exact)
+    """The outcome columns of one batch, which a GPU may still be computing."""
+    images = batch.images if classifier.view is None else classifier.view(batch.images, batch.indices)
+    return outcome_columns(batch, classifier.logits(images, exact=exact))
+
+
+def outcome_columns(batch: Batch, logits: Tensor) -> tuple[Tensor, ...]:
+    """The columns of `Outcomes` of a batch with these logits `[n, classes]`, and whether those are none: `collected`.
+
+    They lie where the logits do, and may be still to be computed.
+    """
     labels = batch.labels.to(logits.device)
     confidences = logits.softmax(dim=1).amax(dim=1)
     of_label = logits.gather(1, labels.unsqueeze(1))
@@ -332,8 +379,12 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.logaddexp(torch.zeros_like(distance), distance)
 
 
-def _collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The columns of `Outcomes` for one batch, on the CPU."""
+def collected(launched: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The columns of `Outcomes` for one batch, on the CPU, of what `outcome_columns` returned.
+
+    Raises:
+        NumericsError: The logits hold a NaN or positive infinity.
+    """
     *columns, undefined = (column.cpu() for column in launched)
     if bool(undefined.any()):
         raise NumericsError(

@@ -7,7 +7,7 @@ import json
 import math
 import stat
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,15 @@ from typing import IO, TYPE_CHECKING
 import torch
 
 from sapcli.checkpoints.entry_names import TRAINING_STATE, without_inner_wrappers
-from sapcli.checkpoints.json_text import MAX_HEADER, parse_json_object, shown
+from sapcli.checkpoints.json_text import MAX_HEADER, read_json_file, shown
+from sapcli.checkpoints.locating import (
+    PICKLED_INDEX_SUFFIX,
+    checkpoint_in,
+    is_transformers_folder,
+    referenced_path,
+)
 from sapcli.checkpoints.module_versions import versions_as_metadata
-from sapcli.checkpoints.other_formats import HEAD, adapter_alone, by_content, in_folder
+from sapcli.checkpoints.other_formats import HEAD, adapter_alone, by_content
 from sapcli.checkpoints.pytorch_file import is_pickled, read_pickled
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT, Entry, SafetensorsFile, save_tensors
 from sapcli.errors import CheckpointError
@@ -30,23 +36,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sapcli.checkpoints.safetensors_file import Buffer
+    from sapcli.checkpoints.training_file import TrainingFile
 
 STANDARD_INPUT = "-"
-INDEX_SUFFIX = ".safetensors.index.json"
 _GIT_LFS = b"version https://git-lfs"
 
 _FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_FOLDER_FILES = ("model.safetensors", f"model{INDEX_SUFFIX}", "pytorch_model.bin")
-_FOLDER_PATTERNS = (
-    f"*{INDEX_SUFFIX}",
-    "*.safetensors",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.pth.tar",
-    "*.pt.tar",
-    "adapter_model.bin",
-)
 
 
 class Form(Enum):
@@ -69,6 +64,11 @@ class Checkpoint:
         metadata: The free texts of the header; of shards, those of the index and of all shards.
         files: The open files by their names; of a PyTorch file, the temporary one that its tensors were copied to.
         index: The content of the shards' index; empty without one.
+        training: What is known of a PyTorch file beside its tensors; None of others.
+        remarks: What is to be said of how it was opened, a sentence each.
+        names_in_files: From an entry's name to that in the file, where they differ.
+        known_as: From the network's names to the entries, where they are known by others than those in the file.
+        folder: The folder that it was given as, where that is a model of transformers'; None of others.
     """
 
     source: str
@@ -78,6 +78,11 @@ class Checkpoint:
     metadata: Mapping[str, str]
     files: Mapping[str, SafetensorsFile] = field(repr=False)
     index: Mapping[str, object] = field(repr=False, default_factory=dict)
+    training: TrainingFile | None = None
+    remarks: tuple[str, ...] = ()
+    names_in_files: Mapping[str, str] = field(repr=False, default_factory=dict)
+    known_as: Mapping[str, str] = field(repr=False, default_factory=dict)
+    folder: Path | None = None
 
     def read(self, name: str) -> Tensor:
         """Read one tensor into memory of its own.
@@ -91,11 +96,19 @@ class Checkpoint:
         Raises:
             CheckpointError: The file was changed or cannot be read.
         """
+        name = self.names_in_files.get(name, name)
         return self._file_of[name].read(name)
 
     def chunks(self, name: str) -> Iterable[Buffer]:
         """The bytes of one tensor, in pieces of bounded size; arguments and errors as in `read`."""
+        name = self.names_in_files.get(name, name)
         return self._file_of[name].chunks(name)
+
+    def narrowed(self, names: Mapping[str, str]) -> Checkpoint:
+        """Some of the entries, under other names: from the new names to this checkpoint's."""
+        entries = {new: replace(self.entries[name], name=new) for new, name in names.items()}
+        in_files = {new: self.names_in_files.get(name, name) for new, name in names.items()}
+        return replace(self, entries=entries, names_in_files=in_files)
 
     @cached_property
     def digest(self) -> str:
@@ -116,16 +129,25 @@ class Checkpoint:
             CheckpointError: The file is there, but cannot be read as a JSON object.
         """
         path = self.path and self.path.with_name("config.json")
-        return _read_json(path) if path and path.is_file() else None
+        return read_json_file(path) if path and path.is_file() else None
 
     @cached_property
     def unwrapped_names(self) -> Mapping[str, str]:
-        """The entries by their names without what wrappers of submodules put in the middle (`layer1._orig_mod.conv`).
+        """The entries that may be the network's, without what wrappers of submodules put in the middle of their names.
 
-        What stands at the beginning remains; see `candidate_prefixes`. Two entries that would get one name keep theirs.
+        So `layer1._orig_mod.conv` is `layer1.conv`. What stands at the beginning remains; see `candidate_prefixes`. Two
+        entries that would get one name keep theirs.
         """
-        names = {without_inner_wrappers(name): name for name in self.entries}
-        return names if len(names) == len(self.entries) else {name: name for name in self.entries}
+        if self.known_as:
+            return self.known_as
+        own = [name for name in self.entries if name not in self.beside]
+        names = {without_inner_wrappers(name): name for name in own}
+        return names if len(names) == len(own) else {name: name for name in own}
+
+    @cached_property
+    def beside(self) -> frozenset[str]:
+        """The entries that lie beside the state dict of a training file, and so are never the network's."""
+        return frozenset(self.training.beside if self.training is not None else ())
 
     @cached_property
     def _file_of(self) -> Mapping[str, SafetensorsFile]:
@@ -139,22 +161,25 @@ def update_digest(digest: hashlib._Hash, entry: Entry, data: Iterable[Buffer]) -
         digest.update(piece)
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, weights: str | None = None, keep_extra: bool = False) -> Checkpoint:
     """Open a checkpoint and check its headers; no tensor is read yet.
 
     Args:
         source: A safetensors file; an index of shards; a folder with `model.safetensors`, its index, or a single
             other checkpoint; a PyTorch file (`.pt`, `.pth`, `.bin`), loaded without running code and copied to a
-            temporary safetensors file; a pipe; or "-" for standard input.
+            temporary safetensors file; a reference to the Hub; a pipe; or "-" for standard input.
+        weights: Which of the state dicts in a training file: `ema` for an average, else a key; None for the usual one.
+        keep_extra: Whether tensors that lie beside the state dict of a training file are entries, too.
 
     Returns:
         The checkpoint. Its files stay open as long as it lives.
 
     Raises:
-        SapError: The source cannot be read, is damaged, holds no tensors or quantised weights.
+        SapError: The source cannot be read, is damaged, holds no tensors or quantised weights, or not those weights.
     """
+    choice = _Choice(weights, keep_extra)
     try:
-        checkpoint = _standard_input() if str(source) == STANDARD_INPUT else _open_path(Path(source))
+        checkpoint = _standard_input(choice) if str(source) == STANDARD_INPUT else _open_named(source, choice)
     except (OSError, ValueError) as error:  # A path with a null character is a ValueError.
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"Cannot read {source}: {reason}", "Check the path and its permissions.") from error
@@ -164,49 +189,50 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     if adapter is not None:
         raise adapter.error(checkpoint.source)
     _refuse_mostly_quantised(checkpoint)
+    if weights is not None and checkpoint.training is None:
+        remark = f"--weights {weights}: {checkpoint.source} holds one set of weights, and that is used"
+        return replace(checkpoint, remarks=(*checkpoint.remarks, remark))
     return checkpoint
 
 
-def _standard_input() -> Checkpoint:
+@dataclass(frozen=True)
+class _Choice:
+    """What is taken of a training file; see `open_checkpoint`."""
+
+    weights: str | None
+    keep_extra: bool
+
+
+def _standard_input(choice: _Choice) -> Checkpoint:
     if sys.stdin is None or sys.stdin.isatty():
         raise CheckpointError("Standard input is a terminal, expected a checkpoint", "Pipe one in, or name a file.")
-    return _open_file(spool(sys.stdin.buffer, "standard input"), None, "standard input")
+    return _open_file(spool(sys.stdin.buffer, "standard input"), None, "standard input", choice)
 
 
-def _open_path(path: Path) -> Checkpoint:
+def _open_named(source: str | Path, choice: _Choice) -> Checkpoint:
+    local = referenced_path(str(source))
+    return _open_path(Path(source), choice) if local is None else replace(_open_path(local, choice), source=str(source))
+
+
+def _open_path(path: Path, choice: _Choice) -> Checkpoint:
     source = str(path)
     if path.is_dir():
-        path = _checkpoint_in(path)
+        file = checkpoint_in(path)
+        found = replace(_open_path(file, choice), source=source)
+        return replace(found, folder=path) if file.parent == path and is_transformers_folder(path) else found
     mode = path.stat().st_mode
     if stat.S_ISFIFO(mode):
-        return _open_file(spool_pipe(path), None, source)
+        return _open_file(spool_pipe(path), None, source, choice)
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{source} is a device or a socket, expected a checkpoint", "Name a file.")
+    if path.name.endswith(PICKLED_INDEX_SUFFIX):
+        return _open_pickled_shards(path, source)
     if path.name.endswith(".json"):
         return _open_shards(path, source)
-    return _open_file(path.open("rb"), path, source)
+    return _open_file(path.open("rb"), path, source, choice)
 
 
-def _checkpoint_in(folder: Path) -> Path:
-    for name in _FOLDER_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    for pattern in _FOLDER_PATTERNS:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(shown(path.name) for path in found[:8])
-            raise CheckpointError(f"{folder} holds {len(found)} checkpoints: {names}", "Name one of the files.")
-    other = in_folder(folder)
-    if other is not None:
-        raise other.error(str(folder))
-    raise CheckpointError(
-        f"{folder} is a folder without a .safetensors file or another checkpoint", "Name a checkpoint file."
-    )
-
-
-def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
+def _open_file(handle: IO[bytes], path: Path | None, source: str, choice: _Choice) -> Checkpoint:
     """Open what is no index: by its content, since names are often wrong."""
     name, suffix = (path.name, path.suffix) if path else ("", "")
     head = handle.read(HEAD)
@@ -227,9 +253,27 @@ def _open_file(handle: IO[bytes], path: Path | None, source: str) -> Checkpoint:
                 f"{source} is a pickle or a zip archive, as PyTorch writes them, not a safetensors file",
                 "If it is PyTorch's, rename it to .pt: it is then loaded without running its code.",
             )
-        tensors, described = read_pickled(handle, path, source)
-    file = _converted(tensors, source, described)
-    return Checkpoint(source, path, Form.PICKLE, file.entries, file.metadata, {name: file})
+        found = read_pickled(handle, path, source, wanted=choice.weights, keep_extra=choice.keep_extra)
+    file = _converted(found.tensors, source, found.metadata)
+    training = found.training
+    return Checkpoint(
+        source, path, Form.PICKLE, file.entries, file.metadata, {name: file}, {}, training, training.remarks
+    )
+
+
+def _open_pickled_shards(path: Path, source: str) -> Checkpoint:
+    """Open shards in PyTorch's own form, as one file."""
+    index, shards = _listed_shards(path, ".bin")
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        with path.with_name(shard).open("rb") as handle:
+            if not is_pickled(handle.read(HEAD)):
+                raise CheckpointError(f"{path.with_name(shard)} is none of PyTorch's files", "Download it again.")
+            handle.seek(0)
+            tensors |= read_pickled(handle, path.with_name(shard), str(path.with_name(shard))).tensors
+    _check_index(path, index, {(name, shard) for name, shard in index.items() if name in tensors})
+    file = _converted(tensors, source, {})
+    return Checkpoint(source, path, Form.PICKLE, file.entries, file.metadata, {path.name: file})
 
 
 def _converted(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str]) -> SafetensorsFile:
@@ -240,15 +284,28 @@ def _converted(tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str
 
 
 def _open_shards(path: Path, source: str) -> Checkpoint:
-    index = _read_json(path)
-    weight_map = index.get("weight_map")
+    weight_map, shards = _listed_shards(path, ".safetensors")
+    index = read_json_file(path)
+    files = _open_all_shards(path, shards)
+    _check_index(path, weight_map, {(name, shard) for shard, file in files.items() for name in file.entries})
+    about = index.get("metadata")
+    metadata = {name: text for name, text in about.items() if isinstance(text, str)} if isinstance(about, dict) else {}
+    for file in files.values():
+        metadata |= file.metadata
+    entries = {name: entry for file in files.values() for name, entry in file.entries.items()}
+    return Checkpoint(source, path, Form.SHARDED, entries, metadata, files, index)
+
+
+def _listed_shards(path: Path, suffix: str) -> tuple[dict[str, str], list[str]]:
+    """The shard of every tensor, as an index names them, and the shards in the order of their names; all are there."""
+    weight_map = read_json_file(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map and so is no index of shards", "Name the checkpoint's index.")
     # An index names files beside it; anything else would let it read where the user did not point.
-    bad = next((s for s in weight_map.values() if not (isinstance(s, str) and _is_shard_name(s))), None)
+    bad = next((s for s in weight_map.values() if not (isinstance(s, str) and _is_shard_name(s, suffix))), None)
     if bad is not None:
         raise CheckpointError(
-            f"{path} names the shard {shown(bad)}, expected the name of a .safetensors file beside it",
+            f"{path} names the shard {shown(bad)}, expected the name of a {suffix} file beside it",
             "Save the checkpoint again where it was made.",
         )
     shards = sorted(set(weight_map.values()))
@@ -258,25 +315,22 @@ def _open_shards(path: Path, source: str) -> Checkpoint:
             f"{path} names {len(shards)} shards, of which {len(missing)} are missing: {shown(missing)}",
             "Copy or download the missing files into the same folder.",
         )
-    files = _open_all_shards(path, shards)
-    listed = {(name, shard) for name, shard in weight_map.items()}
-    found = {(name, shard) for shard, file in files.items() for name in file.entries}
+    return weight_map, shards
+
+
+def _check_index(path: Path, weight_map: Mapping[str, str], found: set[tuple[str, str]]) -> None:
+    """Refuse an index that does not name the very tensors that are in its shards."""
+    listed = set(weight_map.items())
     for name, shard in sorted(listed ^ found):
         fault = "is not in the shard" if (name, shard) in listed else "is not in the index, but in the shard"
         raise CheckpointError(
             f"{path} does not fit its shards: tensor {shown(name)} {fault} {shown(shard)}",
             "Copy or download index and shards again, from the same place.",
         )
-    about = index.get("metadata")
-    metadata = {name: text for name, text in about.items() if isinstance(text, str)} if isinstance(about, dict) else {}
-    for file in files.values():
-        metadata |= file.metadata
-    entries = {name: entry for file in files.values() for name, entry in file.entries.items()}
-    return Checkpoint(source, path, Form.SHARDED, entries, metadata, files, index)
 
 
-def _is_shard_name(name: str) -> bool:
-    return name.endswith(".safetensors") and not set(name) & set("/\\\0")
+def _is_shard_name(name: str, suffix: str) -> bool:
+    return name.endswith(suffix) and not set(name) & set("/\\\0")
 
 
 def _open_all_shards(path: Path, shards: Iterable[str]) -> dict[str, SafetensorsFile]:
@@ -302,15 +356,6 @@ def _open_shard(path: Path) -> SafetensorsFile:
             f"{path} is a pickle or a zip archive, not a safetensors file", "Name shards of safetensors."
         )
     return SafetensorsFile(handle, str(path))
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        with path.open("rb") as handle:
-            text = handle.read(MAX_HEADER + 1)  # one more, by which it shows
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror}", "Check its permissions and its disk.") from error
-    return parse_json_object(text, str(path))
 
 
 def _refuse_mostly_quantised(checkpoint: Checkpoint) -> None:

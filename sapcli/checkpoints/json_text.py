@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+from pathlib import Path
 from typing import NoReturn
 
 from sapcli.errors import CheckpointError
@@ -53,6 +54,20 @@ def parse_json_object(text: bytes, source: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise CheckpointError(f"Cannot read {source}: {shown(value)} is not a JSON object", COPY_HINT)
     return value
+
+
+def read_json_file(path: Path) -> dict[str, object]:
+    """The JSON object in a file that comes from outside.
+
+    Raises:
+        CheckpointError: It cannot be read, or `parse_json_object` refuses it.
+    """
+    try:
+        with path.open("rb") as handle:
+            text = handle.read(MAX_HEADER + 1)  # one more, by which it shows
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}", "Check its permissions and its disk.") from error
+    return parse_json_object(text, str(path))
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:

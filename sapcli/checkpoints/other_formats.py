@@ -17,12 +17,19 @@ from sapcli.errors import CheckpointError
 
 HEAD = 512
 """How many of a file's first bytes are looked at."""
+_LOOKED_THROUGH = 1 << 20
 
 # The number that the files of torch.save began with before they were zip archives.
 _SAVED_BY_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _TEXT_PICKLE = re.compile(rb"\(dp|\(lp|\}q|\]q|c[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n")
-_EXPORTED_FROM = "Give the PyTorch checkpoint that it was made from."
+_EXPORTED_FROM = "Give the PyTorch checkpoint that it was made from; what is in it cannot be turned back."
 _UNPACK = "Unpack it, and name the checkpoint inside."
+
+
+def _arrays(what: str) -> str:
+    """The line that makes a safetensors file of a dictionary of NumPy arrays, under the names of the other tool."""
+    line = f"safetensors.numpy.save_file({what}, 'model.safetensors')"
+    return f"Give the PyTorch checkpoint that it was made from, or its arrays with an --arch of their names: {line}"
 
 
 @dataclass(frozen=True)
@@ -42,22 +49,67 @@ class OtherFormat:
         return CheckpointError(f"{source} is {self.what}", self.way_out)
 
 
-_ONNX = OtherFormat("an ONNX graph, not a checkpoint", _EXPORTED_FROM)
-_HDF5 = OtherFormat("an HDF5 file, as Keras writes them", "Give a PyTorch checkpoint of the network.")
-_KERAS = OtherFormat("a Keras model", "Give a PyTorch checkpoint of the network.")
-_GGUF = OtherFormat("a GGUF file, as llama.cpp reads them, whose weights are quantised", _EXPORTED_FROM)
+_ONNX = OtherFormat(
+    "an ONNX graph, not a checkpoint",
+    _arrays("{t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(FILE).graph.initializer}"),
+)
+_HDF5 = OtherFormat(
+    "an HDF5 file, as Keras writes them",
+    "Give the PyTorch checkpoint that it was made from, or its arrays with an --arch of their names: a = {};"
+    " h5py.File(FILE).visititems(lambda n, o: a.update({n.replace('/', '.'): o[()]}) if hasattr(o, 'dtype') else None);"
+    " safetensors.numpy.save_file(a, 'model.safetensors')",
+)
+_KERAS = OtherFormat(
+    "a Keras model",
+    _arrays("{w.path: w.numpy() for w in keras.models.load_model(FILE).weights}"),
+)
+_GGUF = OtherFormat(
+    "a GGUF file, as llama.cpp reads them, whose weights are quantised",
+    _arrays("{t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(FILE).tensors}"),
+)
 _TFLITE = OtherFormat("a TensorFlow Lite model", _EXPORTED_FROM)
-_TENSORFLOW = OtherFormat("a TensorFlow model", "Give a PyTorch checkpoint of the network.")
-_FLAX = OtherFormat("a Flax checkpoint", "Give a PyTorch checkpoint of the network.")
+_TENSORFLOW = OtherFormat(
+    "a TensorFlow model",
+    _arrays("{v.name: v.numpy() for v in tf.saved_model.load(FOLDER).variables}"),
+)
+_TENSORFLOW_CHECKPOINT = OtherFormat(
+    "a TensorFlow checkpoint",
+    _arrays("{n: tf.train.load_variable(PREFIX, n) for n, _ in tf.train.list_variables(PREFIX)}"),
+)
+_FLAX = OtherFormat(
+    "a Flax checkpoint (msgpack)",
+    _arrays("flax.traverse_util.flatten_dict(flax.serialization.msgpack_restore(open(FILE, 'rb').read()), sep='.')"),
+)
+_ORBAX = OtherFormat(
+    "an Orbax checkpoint of JAX",
+    _arrays("flax.traverse_util.flatten_dict(orbax.checkpoint.PyTreeCheckpointer().restore(FOLDER), sep='.')"),
+)
 _CORE_ML = OtherFormat("a Core ML model", _EXPORTED_FROM)
 _TENSORRT = OtherFormat("a TensorRT engine", _EXPORTED_FROM)
-_PADDLE = OtherFormat("a PaddlePaddle checkpoint", "Give a PyTorch checkpoint of the network.")
+_EXECUTORCH = OtherFormat("an ExecuTorch program", _EXPORTED_FROM)
+_ONNX_RUNTIME = OtherFormat("a model in ONNX Runtime's own format (.ort)", _EXPORTED_FROM)
+_OPENVINO = OtherFormat("an OpenVINO model", _EXPORTED_FROM)
+_NCNN = OtherFormat("an ncnn model", _EXPORTED_FROM)
+_DARKNET = OtherFormat("a Darknet weights file", "Give a PyTorch checkpoint of the network.")
+_CAFFE = OtherFormat("a Caffe model", "Give a PyTorch checkpoint of the network.")
+_TORCH7 = OtherFormat(
+    "a Torch7 file of Lua", "Give a PyTorch checkpoint of the network; torchfile.load(FILE) reads its tensors."
+)
+_MXNET = OtherFormat(
+    "an MXNet checkpoint",
+    _arrays("{k.split(':')[-1]: v.asnumpy() for k, v in mxnet.nd.load(FILE).items()}"),
+)
+_PADDLE = OtherFormat(
+    "a PaddlePaddle checkpoint",
+    _arrays("{k: v.numpy() for k, v in paddle.load(FILE).items()}"),
+)
 _WEB_PAGE = OtherFormat("a web page, not a checkpoint", "Download the file itself; the address may ask for a login.")
 _NUMPY_ARRAY = OtherFormat("a single NumPy array", "Give a checkpoint with all weights of the network.")
 _NUMPY_ARCHIVE = OtherFormat(
     "a NumPy archive (.npz)",
     "Save it as safetensors: safetensors.numpy.save_file(dict(numpy.load(FILE)), 'model.safetensors').",
 )
+_TORCHSERVE = OtherFormat("an archive of TorchServe (.mar)", _UNPACK)
 _EXPORTED_PROGRAM = OtherFormat(
     "an exported program (torch.export), not a state dict",
     "Save its weights: torch.save(dict(torch.export.load(FILE).state_dict), 'model.pt').",
@@ -75,12 +127,32 @@ _PLAIN_PICKLE = OtherFormat(
     "Where you trust it, save its arrays as tensors: torch.save({name: torch.as_tensor(value) for name, value in"
     " pickle.load(open(FILE, 'rb')).items()}, 'model.pt').",
 )
+_SCIKIT_LEARN = OtherFormat(
+    "a scikit-learn model, which has no layers to project", "Give a checkpoint of a neural network of PyTorch's."
+)
+_WHOLE_MODULE = OtherFormat(
+    "a whole pickled network (torch.save(model)), whose code would have to run, not a state dict",
+    "Where you trust it, save its weights: torch.save(torch.load(FILE, weights_only=False).state_dict(), 'model.pt')",
+)
+_FASTAI = OtherFormat(
+    "a learner that fastai exported, whose code would have to run, not a state dict",
+    "Where you trust it: torch.save(fastai.learner.load_learner(FILE).model.state_dict(), 'model.pt')",
+)
+_SHARDED_TENSORS = OtherFormat(
+    "a part of a sharded state dict (DTensor of FSDP), which only its own group of processes can load",
+    "There, save all of it: torch.save(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), F)",
+)
 _OTHER_ARCHIVE = OtherFormat("a zip archive that torch.save did not write", _UNPACK)
 
 _MAGIC = (
     (0, b"\x89HDF\r\n\x1a\n", _HDF5),
     (0, b"GGUF", _GGUF),
     (4, b"TFL3", _TFLITE),
+    (4, b"ET12", _EXECUTORCH),
+    (4, b"ORTM", _ONNX_RUNTIME),
+    (0, b"7767517\n", _NCNN),
+    (0, b"\x12\x01\0\0\0\0\0\0", _MXNET),
+    (0, b"ptrt", _TENSORRT),
     (0, b"\x93NUMPY", _NUMPY_ARRAY),
     (0, b"\x1f\x8b", OtherFormat("compressed (gzip)", _UNPACK)),
     (0, b"BZh", OtherFormat("compressed (bzip2)", _UNPACK)),
@@ -106,8 +178,31 @@ _ENDINGS = {
     ".trt": _TENSORRT,
     ".pdparams": _PADDLE,
     ".pdmodel": _PADDLE,
+    ".pdopt": _PADDLE,
     ".distcp": _DISTRIBUTED,
+    ".pte": _EXECUTORCH,
+    ".ort": _ONNX_RUNTIME,
+    ".weights": _DARKNET,
+    ".caffemodel": _CAFFE,
+    ".t7": _TORCH7,
+    ".params": _MXNET,
+    ".mlpackage": _CORE_ML,
+    ".index": _TENSORFLOW_CHECKPOINT,
+    ".mar": _TORCHSERVE,
 }
+# TensorFlow names the parts of a checkpoint so, whatever comes before.
+_TENSORFLOW_PART = re.compile(r".*\.data-\d{5}-of-\d{5}")
+# The classes and functions that a pickle names, and what a file is that names some of them.
+_GLOBAL = re.compile(rb"c([A-Za-z_][\w.]{0,200})\n([A-Za-z_][\w.]{0,200})\n")
+_STACK_GLOBAL = re.compile(
+    rb"\x8c.([A-Za-z_][\w.]{0,200}?)(?:\x94)?\x8c.([A-Za-z_][\w.]{0,200}?)(?:\x94)?\x93", re.DOTALL
+)
+_BY_MODULE: tuple[tuple[str, OtherFormat], ...] = (
+    ("fastai.", _FASTAI),
+    ("sklearn.", _SCIKIT_LEARN),
+    ("joblib.", _SCIKIT_LEARN),
+    ("torch.distributed.", _SHARDED_TENSORS),
+)
 
 # What adapters are called: LoRA and its relatives in peft and in diffusers.
 _ADAPTER = re.compile(
@@ -131,10 +226,42 @@ def by_content(head: bytes, name: str) -> OtherFormat | None:
         if head[offset:].startswith(magic):
             return found
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return _WEB_PAGE
+        return _OPENVINO if b"<net " in head else _WEB_PAGE
     if _is_onnx(head):
         return _ONNX
-    return _PLAIN_PICKLE if _TEXT_PICKLE.match(head) else _ENDINGS.get(Path(name).suffix.lower())
+    if _TENSORFLOW_PART.fullmatch(name):
+        return _TENSORFLOW_CHECKPOINT
+    return _by_globals(head) or _PLAIN_PICKLE if _TEXT_PICKLE.match(head) else _ENDINGS.get(Path(name).suffix.lower())
+
+
+def by_objects(pickle: bytes) -> OtherFormat | None:
+    """What a file of PyTorch's is that holds more than tensors and plain values, by the names in its pickle.
+
+    Args:
+        pickle: The pickle, or as much of it as there is.
+    """
+    found = _by_globals(pickle)
+    if found is not None:
+        return found
+    # A module is rebuilt by its class and filled with these.
+    if b"_modules" in pickle and b"_parameters" in pickle:
+        key = next((key for key in ("ema", "model", "net", "network") if f"{key}q".encode() in pickle), None)
+        if pickle[2:3] == b"}" and key is not None:
+            return OtherFormat(
+                f"a training file with a whole pickled network under {key!r}, whose code would have to run",
+                "Where you trust it, save its weights: torch.save(torch.load(FILE, weights_only=False)"
+                f"[{key!r}].float().state_dict(), 'model.pt')",
+            )
+        return _WHOLE_MODULE
+    return None
+
+
+def _by_globals(pickle: bytes) -> OtherFormat | None:
+    names = {f"{module.decode()}." for found in (_GLOBAL, _STACK_GLOBAL) for module, _ in found.findall(pickle)}
+    for module, what in _BY_MODULE:
+        if any(name.startswith(module) for name in names):
+            return what
+    return None
 
 
 def by_archive(handle: IO[bytes], name: str) -> OtherFormat | None:
@@ -144,14 +271,15 @@ def by_archive(handle: IO[bytes], name: str) -> OtherFormat | None:
         handle: The file, open; it may be read anywhere.
         name: Its name; may be empty.
     """
-    if name.lower().endswith(".distcp"):
+    if name.lower().endswith(".distcp") or name == ".metadata":
         return _DISTRIBUTED
     handle.seek(0)
     head = handle.read(HEAD)
     if head[:1] == b"\x80":
         if _SAVED_BY_TORCH in head[:32]:
             return None
-        return _ENDINGS.get(Path(name).suffix.lower(), _PLAIN_PICKLE)
+        handle.seek(0)
+        return _by_globals(handle.read(_LOOKED_THROUGH)) or _ENDINGS.get(Path(name).suffix.lower(), _PLAIN_PICKLE)
     try:
         with zipfile.ZipFile(handle) as archive:
             members = [member.partition("/")[2] or member for member in archive.namelist()]
@@ -166,6 +294,8 @@ def by_archive(handle: IO[bytes], name: str) -> OtherFormat | None:
         return _TORCHSCRIPT
     if any(member.endswith(".weights.h5") for member in whole):
         return _KERAS
+    if "MAR-INF/MANIFEST.json" in whole:
+        return _TORCHSERVE
     return None if "data.pkl" in members else _OTHER_ARCHIVE
 
 
@@ -176,13 +306,14 @@ def in_folder(folder: Path) -> OtherFormat | None:
         return OtherFormat(
             "the folder of a distributed checkpoint (torch.distributed.checkpoint)", _DISTRIBUTED.way_out
         )
-    if "saved_model.pb" in names or "checkpoint" in names:
+    if "saved_model.pb" in names:
         return _TENSORFLOW
-    if any(name.endswith(".bin.index.json") for name in names):
-        return OtherFormat(
-            "a checkpoint in shards of pickles (.bin)",
-            "Save it as safetensors: from_pretrained(FOLDER), then save_pretrained(OTHER, safe_serialization=True).",
-        )
+    if any(_TENSORFLOW_PART.fullmatch(name) for name in names):
+        return _TENSORFLOW_CHECKPOINT
+    if not names.isdisjoint({"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}):
+        return _ORBAX
+    if any(name.endswith(".xml") and f"{name.removesuffix('.xml')}.bin" in names for name in names):
+        return _OPENVINO
     for name in sorted(names):
         found = _ENDINGS.get(Path(name).suffix.lower())
         if found is not None:
@@ -197,7 +328,8 @@ def adapter_alone(names: Collection[str]) -> OtherFormat | None:
         return None
     return OtherFormat(
         f"an adapter (LoRA or one of its kind: {adapters[0]}), without the weights of the network",
-        "Merge it into its network (peft: model.merge_and_unload()), and save that.",
+        "Merge it into its network: peft.PeftModel.from_pretrained(NETWORK, FOLDER).merge_and_unload(), and save that"
+        " with save_pretrained or torch.save(....state_dict(), 'model.pt')",
     )
 
 
@@ -207,10 +339,17 @@ def explain_names(names: Collection[str]) -> OtherFormat | None:
         (
             _OBSERVER,
             "was saved in quantisation-aware training, with observers",
-            "Save it without the entries whose names hold 'fake_quant' or 'activation_post_process'.",
+            (
+                "Save the rest: torch.save({k: v for k, v in torch.load(FILE).items() if 'fake_quant' not in k and"
+                " 'activation_post_process' not in k}, 'model.pt')"
+            ),
         ),
         (_PACKED, "is quantised", "Repair the checkpoint from before the quantisation, then quantise the result."),
-        (_ADAPTER, "holds adapters (LoRA) beside the weights", "Merge them: model.merge_and_unload(), and save that."),
+        (
+            _ADAPTER,
+            "holds adapters (LoRA) beside the weights",
+            "Merge them, and save that: torch.save(model.merge_and_unload().state_dict(), 'model.pt')",
+        ),
     ):
         example = next((name for name in names if pattern.search(name)), None)
         if example is not None:

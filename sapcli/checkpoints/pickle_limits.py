@@ -13,6 +13,7 @@ import struct
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, NoReturn
 
+from sapcli.checkpoints.harmless_types import ARRAYS, CALLED
 from sapcli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -135,6 +136,12 @@ def _weight(item: object) -> int:
     if isinstance(item, (_Tuple, _Container)):
         return item.weight
     return 1 + len(item) if isinstance(item, str) else 1
+
+
+def _cost_of_state(state: object) -> int:
+    """What filling an object with a state takes; bytes, as of an array, are copied once."""
+    items = state.items if isinstance(state, _Tuple) and state.items else (state,)
+    return sum(item.weight if isinstance(item, _Bytes) else _PER_ENTRY * _weight(item) for item in items)
 
 
 _STORAGE, _OTHER = object(), object()
@@ -269,7 +276,7 @@ class PickleLimits:
                     state, target = self._stack.pop(), self._stack[-1]
                     if isinstance(target, _Tensor) or target is _STORAGE:
                         raise UnpicklingError("it sets the storage of a tensor")
-                    self._spend(_PER_ENTRY * _weight(state))
+                    self._spend(_cost_of_state(state))
                 case pickle.BINPERSID:
                     push(self._storage(self._stack.pop()))
                 case pickle.PROTO:
@@ -337,7 +344,13 @@ class PickleLimits:
         if name in _TENSOR_FUNCTIONS:
             self._spend(_PER_TENSOR + _PER_ITEM * arguments.weight)
             return self._tensor(name.rpartition(".")[2], arguments)
-        if name in _CONTAINERS:
+        if name in ARRAYS and len(items) == 3:
+            # The array is made here and filled later; a size at this place would be memory that nothing fills.
+            if not isinstance(items[1], _Tuple) or items[1].items != (0,):
+                raise UnpicklingError("it makes an array in another way than NumPy does")
+            self._spend(_PER_OBJECT)
+            return _OTHER
+        if name in _CONTAINERS or name in CALLED:
             self._spend(_PER_OBJECT + _PER_ENTRY * (arguments.weight - 1))
             return _Container(arguments.weight)
         if name in _TEXT_TO_BYTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import io
 import itertools
 import json
@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import IO, TYPE_CHECKING
 
@@ -19,19 +20,18 @@ import torch
 from torch import Tensor
 
 from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
+from sapcli.checkpoints.harmless_types import Substitutes, harmless_types_allowed
 from sapcli.checkpoints.json_text import MAX_HEADER, shown
-from sapcli.checkpoints.other_formats import by_archive
+from sapcli.checkpoints.other_formats import by_archive, by_objects
 from sapcli.checkpoints.pickle_limits import MAX_PICKLE, PickleLimits
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT
+from sapcli.checkpoints.training_file import LIGHTNING, TrainingFile, choose_state_dict, plain_values
 from sapcli.checkpoints.zip_records import read_records
 from sapcli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# Under which keys training scripts keep the weights beside what else they save, the more telling ones first.
-WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 
 LABEL_NAMES_KEY = "sap.label_names_key"
 """The metadata's key for where in a training file the classes' names stand."""
@@ -46,7 +46,10 @@ _LEGACY_PICKLES = 5
 _TIMES_THE_FILE = 8
 _SMALL_FILE = 64 << 20
 _MAX_NESTING = 100
-_SAVE_HINT = "Where you trust the file, load it and save its state dict alone, best with safetensors' save_file."
+_SAVE_HINT = (
+    "Where you trust the file, save its state dict alone: torch.save("
+    "torch.load(FILE, weights_only=False)['state_dict'], 'model.pt'), or under whichever key it has."
+)
 
 
 def is_pickled(head: bytes) -> bool:
@@ -55,68 +58,122 @@ def is_pickled(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] != b"{" and head.startswith((_ZIP, *_PICKLE_PROTOCOLS))
 
 
-def read_pickled(handle: IO[bytes], path: Path | None, source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+@dataclass(frozen=True)
+class Pickled:
+    """What was read of a file that PyTorch has saved.
+
+    Attributes:
+        tensors: The tensors by name, of which those of a mapped file keep the mapping alive.
+        metadata: What the file tells of the classes, in the terms of a safetensors file's metadata.
+        training: What else is known of it.
+    """
+
+    tensors: OrderedDict[str, Tensor]
+    metadata: Mapping[str, str]
+    training: TrainingFile
+
+
+def read_pickled(
+    handle: IO[bytes], path: Path | None, source: str, *, wanted: str | None = None, keep_extra: bool = False
+) -> Pickled:
     """Read the tensors of a file that PyTorch has saved.
 
     The weights of a training checkpoint (`{"state_dict": ..., "optimizer": ...}`) get the names that they have in
-    their own dictionary; the other tensors follow under the dotted path of their keys. What is no tensor is left out.
+    their own dictionary; other tensors are left out, or follow under the dotted path of their keys. What is no tensor
+    is left out.
 
     Args:
         handle: The file, open.
         path: Its path, by which it can be mapped instead of being read into memory as a whole; None without one.
         source: What messages call it.
-
-    Returns:
-        The tensors by name, of which those of a mapped file keep the mapping alive; and what the file tells of the
-        classes, in the terms of a safetensors file's metadata.
+        wanted: Which of several state dicts in it; see `choose_state_dict`.
+        keep_extra: Whether tensors that lie beside the state dict are read, too.
 
     Raises:
         CheckpointError: The file is damaged, needs code to be read, or holds tensors that no safetensors file can hold.
+        UsageError: It does not hold what is wanted.
     """
-    content = _load(handle, path, source)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{source} holds a {type(content).__name__}, expected a state dict", _SAVE_HINT)
-    weights, rest = _unwrapped(content, source)
+    content = load_content(handle, path, source)
+    chosen = choose_state_dict(content, source, wanted)
     size = os.fstat(handle.fileno()).st_size
     tensors: OrderedDict[str, Tensor] = OrderedDict()
     # The versions of the modules, where PyTorch's own state dicts have them.
-    tensors._metadata = getattr(weights, "_metadata", None)  # type: ignore[attr-defined]
+    tensors._metadata = getattr(chosen.versions, "_metadata", None)  # type: ignore[attr-defined]
+    beside: list[str] = []
     written = named = 0
-    for name, tensor in itertools.chain(_tensors_in(weights, source), _tensors_in(rest, source)):
+    for name, tensor, is_beside in itertools.chain(
+        ((name, tensor, False) for name, tensor in tensors_in(chosen.tensors, source)),
+        ((name, tensor, True) for name, tensor in tensors_in(chosen.beside, source)),
+    ):
+        named += len(name)
+        if named > MAX_HEADER:
+            raise CheckpointError(f"{source} has names of more than {MAX_HEADER} bytes", _SAVE_HINT)
+        if is_beside:
+            beside.append(name)
+            if not keep_extra:
+                continue
         if name in tensors:
             raise CheckpointError(f"{source} holds two tensors that are called {shown(name)}", _SAVE_HINT)
         _check_storable(name, tensor, size, source)
         tensors[name] = tensor
         written += tensor.numel() * tensor.dtype.itemsize
-        named += len(name)
         if written > _TIMES_THE_FILE * size + _SMALL_FILE:
             raise CheckpointError(
                 f"{source} has views of its data that claim more than {_TIMES_THE_FILE} times its {size} bytes",
                 _SAVE_HINT,
             )
-        if named > MAX_HEADER:
-            raise CheckpointError(f"{source} has names of more than {MAX_HEADER} bytes", _SAVE_HINT)
-    return tensors, _described(content)
+    training = TrainingFile(
+        chosen.key, tuple(beside), plain_values(content), chosen.remarks, is_lightning=LIGHTNING in content
+    )
+    return Pickled(tensors, _described(content), training)
 
 
-def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
+def load_content(handle: IO[bytes], path: Path | None, source: str, *, restored: bool = False) -> dict[object, object]:
+    """What a file holds, loaded without running code.
+
+    Args:
+        handle: The file, open.
+        path: Its path, by which it can be mapped; None to read it into memory of its own.
+        source: What messages call it.
+        restored: Whether containers that PyTorch's loader cannot fill are made what they were; see `harmless_types`.
+
+    Raises:
+        CheckpointError: It is damaged, needs code to be read, or holds no dictionary.
+    """
+    content, substitutes = _load(handle, path, source)
+    if restored:
+        try:
+            content = substitutes.restored(content)
+        except (TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{source} cannot be written again as it is: {error}",
+                "Leave out --format: the network's weights are then written as safetensors.",
+            ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{source} holds a {type(content).__name__}, expected a state dict", _SAVE_HINT)
+    return content
+
+
+def _load(handle: IO[bytes], path: Path | None, source: str) -> tuple[object, Substitutes]:
     try:
         is_zip = handle.read(4) == _ZIP
         _check_limits(handle, source, is_zip)
         handle.seek(0)
-        # timm and many others save their command line with the weights; a Namespace holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        # timm and many others save their command line with the weights, and metrics as NumPy's numbers.
+        with harmless_types_allowed() as substitutes, warnings.catch_warnings():
             # What PyTorch warns of before it gives up is said in the error.
             warnings.simplefilter("ignore")
             if path is not None and is_zip:
-                return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-            return torch.load(handle if is_zip else _plain(handle), map_location="cpu", weights_only=True)
+                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+            else:
+                content = torch.load(handle if is_zip else _plain(handle), map_location="cpu", weights_only=True)
+        return content, substitutes
     except CheckpointError:
         raise
     except Exception as error:
         # torch raises nearly every kind on damaged files. Its own text advises to run the pickle's code and stays out
         # of the message; the error that it was made from says what is wrong.
-        other = by_archive(handle, "" if path is None else path.name)
+        other = by_archive(handle, "" if path is None else path.name) or by_objects(_pickle_of(handle))
         if other is not None:
             raise other.error(source) from error
         cause = error.__context__ if isinstance(error, UnpicklingError) and error.__context__ else error
@@ -127,6 +184,22 @@ def _load(handle: IO[bytes], path: Path | None, source: str) -> object:
         raise CheckpointError(
             f"Cannot read {source} as weights without running code: {_in_plain_words(cause)}", _SAVE_HINT
         ) from error
+
+
+def _pickle_of(handle: IO[bytes]) -> bytes:
+    """The pickle in a file of PyTorch's; nothing where it cannot be found."""
+    with contextlib.suppress(Exception):  # of a damaged file, anything
+        handle.seek(0)
+        if handle.read(4) == _ZIP:
+            with zipfile.ZipFile(handle) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                with archive.open(name) as member:
+                    return member.read(MAX_PICKLE)
+        handle.seek(0)
+        whole = handle.read(MAX_PICKLE)
+        # Before it stand a magic number, a version and facts about the system.
+        return whole[next(iter(list(re.finditer(rb"\.\x80\x02", whole))[2:3])).end() - 2 :]
+    return b""
 
 
 def _in_plain_words(error: BaseException) -> str:
@@ -190,22 +263,6 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, (EOFError, zipfile.BadZipFile)) or "PytorchStreamReader" in str(error)
 
 
-def _unwrapped(content: Mapping[object, object], source: str) -> tuple[Mapping[object, object], dict[object, object]]:
-    """The innermost dictionary of weights, and what lies beside it."""
-    rest: dict[object, object] = {}
-    # A dictionary can hold itself, so the depth is bounded.
-    for _ in range(4):
-        for key in WRAPPER_KEYS:
-            inner = content.get(key)
-            if isinstance(inner, Mapping) and next(_tensors_in(inner, source), None) is not None:
-                rest |= {other: value for other, value in content.items() if other != key}
-                content = inner
-                break
-        else:
-            break
-    return content, rest
-
-
 def _described(content: Mapping[object, object]) -> dict[str, str]:
     """What a training script has saved of the classes: their names and where they stand, or how folders were sorted."""
     saved = saved_class_names(content)
@@ -214,7 +271,7 @@ def _described(content: Mapping[object, object]) -> dict[str, str]:
     return {FOLDER_ORDER_KEY: "timm"} if sorts_folders_as_timm(content) else {}
 
 
-def _tensors_in(content: Mapping[object, object], source: str) -> Iterator[tuple[str, Tensor]]:
+def tensors_in(content: Mapping[object, object], source: str) -> Iterator[tuple[str, Tensor]]:
     """All tensors in nested containers, each with the dotted path of its keys, every container once."""
     seen = {id(content)}
     # A name is made when its turn comes: those of all items at once can be a thousand times as long as the file.

@@ -12,8 +12,9 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 import torch
 
-from sapcli.checkpoints.checkpoint import INDEX_SUFFIX, Form, update_digest
+from sapcli.checkpoints.checkpoint import Form, update_digest
 from sapcli.checkpoints.json_text import shown
+from sapcli.checkpoints.locating import CACHED_REPOSITORY, INDEX_SUFFIX, PICKLED_INDEX_SUFFIX
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, tensor_bytes, write_tensors
 from sapcli.errors import CheckpointError, NumericsError, UsageError
 from sapcli.machine.files import atomic_write, pending_files, write_error
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sapcli.checkpoints.checkpoint import Checkpoint
-    from sapcli.checkpoints.safetensors_file import Buffer
+from sapcli.checkpoints.safetensors_file import Buffer
 
 # So many hexadecimal digits of the SHA-256 of a shard's bytes stand before the ending of its name.
 _DIGITS = 12
@@ -135,8 +136,14 @@ def write_safetensors(
         raise write_error("to the output stream", error) from error
 
 
-def default_output(checkpoint: Checkpoint) -> Path:
-    """Where a repaired checkpoint goes without a word from the user: beside the input, with `.sap` in its name.
+def default_output(checkpoint: Checkpoint, mark: str = "sap") -> Path:
+    """Where a corrected checkpoint goes without a word from the user: beside the input, with a mark in its name.
+
+    Args:
+        checkpoint: The input.
+        mark: What stands in the name beside that of the input.
+
+    One from the cache of `huggingface_hub` goes into the working folder, under its repository's name.
 
     Raises:
         UsageError: The checkpoint came through a pipe and so lies nowhere.
@@ -144,9 +151,13 @@ def default_output(checkpoint: Checkpoint) -> Path:
     if checkpoint.path is None:
         raise UsageError(f"{checkpoint.source} has no place for an output beside it", "Name the output with -o FILE.")
     name = checkpoint.path.name
+    cached = CACHED_REPOSITORY.search(str(checkpoint.path.parent.absolute()))
+    if cached is not None and checkpoint.form is not Form.SHARDED:
+        # A cache is no place for results, and the names in it tell nothing.
+        return Path(f"{cached['name']}.{mark}.safetensors")
     if checkpoint.form is Form.SHARDED:
-        return checkpoint.path.with_name(f"{_index_stem(name)}.sap{INDEX_SUFFIX}")
-    return checkpoint.path.with_name(f"{Path(name).stem}.sap.safetensors")
+        return checkpoint.path.with_name(f"{_index_stem(name)}.{mark}{INDEX_SUFFIX}")
+    return checkpoint.path.with_name(f"{_stem(name)}.{mark}.safetensors")
 
 
 def output_files(checkpoint: Checkpoint, destination: Path) -> tuple[Path, ...]:
@@ -174,7 +185,7 @@ def output_files(checkpoint: Checkpoint, destination: Path) -> tuple[Path, ...]:
     except OSError as error:
         raise write_error(str(destination), error, CheckpointError) from error
     if checkpoint.form is not Form.SHARDED:
-        return (destination / f"{Path(name).stem}.safetensors" if is_folder else destination,)
+        return (destination / f"{_stem(name)}.safetensors" if is_folder else destination,)
     if is_folder:
         destination = destination / name
     if destination.name.endswith(".json"):
@@ -193,19 +204,24 @@ def _write_single(
 ) -> None:
     entries = checkpoint.entries.values()
     spans = [file.spans for file in checkpoint.files.values()]
-    places = spans[0] if len(spans) == 1 else lay_out(entries)
+    places = spans[0] if len(spans) == 1 and spans[0].keys() == checkpoint.entries.keys() else lay_out(entries)
     write_tensors(handle, entries, places, metadata, data)
 
 
 def _data(checkpoint: Checkpoint, replacements: Mapping[str, Tensor], name: str) -> Iterable[Buffer]:
     """The bytes of one entry as they are written."""
     if name in replacements:
-        return [tensor_bytes(_cast(checkpoint, name, replacements[name]))]
+        return [tensor_bytes(cast_entry(checkpoint, name, replacements[name]))]
     return checkpoint.chunks(name)
 
 
-def _cast(checkpoint: Checkpoint, name: str, tensor: Tensor) -> Tensor:
-    """The replacement as the file stores it: in half precision, large values turn into infinities."""
+def cast_entry(checkpoint: Checkpoint, name: str, tensor: Tensor) -> Tensor:
+    """The replacement as the file stores it: in half precision, large values turn into infinities.
+
+    Raises:
+        NumericsError: They do.
+        ValueError: It has another shape than the entry.
+    """
     if tensor.shape != checkpoint.entries[name].shape:
         raise ValueError(f"no entry {name} of shape {tuple(tensor.shape)} to replace")
     stored = tensor.detach().to(device="cpu", dtype=checkpoint.entries[name].dtype)
@@ -215,6 +231,11 @@ def _cast(checkpoint: Checkpoint, name: str, tensor: Tensor) -> Tensor:
             "Keep this layer as it is (--skip-layers), or repair the checkpoint in a wider dtype.",
         )
     return stored
+
+
+def _stem(name: str) -> str:
+    """The name of a file without its ending; that of an index of PyTorch's shards has three."""
+    return name.removesuffix(PICKLED_INDEX_SUFFIX) if name.endswith(PICKLED_INDEX_SUFFIX) else Path(name).stem
 
 
 def _index_stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. Torch is imported by what they call, never here, so that help comes at once."""
+"""The commands on a checkpoint: parse, call, print. Torch is imported by what they call, so that help comes at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sapcli import __version__
+from sapcli.commands.around import add_commands
 from sapcli.commands.line.grouping import grouped
 from sapcli.commands.line.options import (
     DATA,
@@ -19,8 +20,10 @@ from sapcli.commands.line.options import (
     CheckpointArguments,
     DataArgument,
     DataOptions,
+    FormatOfResult,
     ModelOptions,
     OutputOptions,
+    RequireGain,
     RunOptions,
     SelectionOptions,
     Summary,
@@ -28,11 +31,12 @@ from sapcli.commands.line.options import (
     option,
 )
 from sapcli.commands.line.parsing import finite
-from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
+from sapcli.commands.line.polish_options import PolishOptions
+from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions, WritingOptions
 from sapcli.commands.line.settings_file import default_map, find_settings, named_settings
 from sapcli.commands.line.suspects_options import SuspectsOptions
 from sapcli.machine.parallel.membership import is_first, stand_alone, world_size
-from sapcli.settings import OutputFormat, PlanFormat, ReportForm
+from sapcli.settings import OutputFormat, PlanFormat, ResultFormat, SamplesFormat
 
 app = typer.Typer(
     name="sap",
@@ -49,12 +53,10 @@ app = typer.Typer(
     " or [tool.sap] in pyproject.toml; `sap config` shows them. Exit status: 0 done, 1 an error about input or"
     " environment, 2 wrong usage, 3 a quality gate was not met, 129 hung up, 130 interrupted, 143 terminated.",
 )
-cache_app = typer.Typer(no_args_is_help=True, help="See or empty the folder of intermediate artifacts.")
-app.add_typer(cache_app, name="cache")
 
 DEBUG = "SAPDEBUG"
-SHARED_COMMANDS = frozenset({"select", "activations", "project", "eval", "suspects"})
-"""The commands whose work several processes share."""
+SHARED_COMMANDS = frozenset({"select", "activations", "project", "polish", "eval", "suspects"})
+"""The commands whose work several processes share; of `polish`, the training alone."""
 MOST_DEVICES = 1024
 HELP = object()
 """What the context holds while help is asked for, and no settings file is read."""
@@ -90,8 +92,9 @@ def _root(
             min=1,
             max=MOST_DEVICES,
             envvar="SAP_DEVICES",
-            help="Share the work of select, activations, project, eval and suspects among N processes of this machine,"
-            " each on a GPU of its own where there are any. For several machines: torchrun -m sapcli ...",
+            help="Share the work of select, activations, project, eval and suspects, and the training of polish, among"
+            " N processes of this machine, each on a GPU of its own where there are any. For several machines:"
+            " torchrun -m sapcli ...",
         ),
     ] = 1,
 ) -> None:
@@ -131,6 +134,9 @@ def select(
     selection: SelectionOptions,
     run: RunOptions,
     output: OutputOptions,
+    output_format: Annotated[
+        SamplesFormat, option("--format", panel=RUN, help="An object a line, or one array of them.")
+    ] = SamplesFormat.JSONL,
 ) -> None:
     """Find the samples whose labels can be trusted: of each class, those with the lowest loss.
 
@@ -141,7 +147,7 @@ def select(
     from sapcli.commands.line.inputs import Inputs
     from sapcli.commands.select import select as command
 
-    command(Inputs(checkpoint, data, model, images, run), selection, output)
+    command(Inputs(checkpoint, data, model, images, run), selection, output, output_format)
 
 
 @app.command()
@@ -156,6 +162,7 @@ def activations(
     output: OutputOptions,
     trusted: Trusted = None,
     all_rows: AllRows = False,
+    output_format: FormatOfResult = ResultFormat.TEXT,
 ) -> None:
     """Decompose every layer's input activations on the trusted samples (SVD) into bases.
 
@@ -166,7 +173,7 @@ def activations(
     from sapcli.commands.activations import activations as command
     from sapcli.commands.line.inputs import Inputs
 
-    command(Inputs(checkpoint, data, model, images, run, all_rows), selection, trusted, output)
+    command(Inputs(checkpoint, data, model, images, run, all_rows), selection, trusted, output, output_format)
 
 
 @app.command()
@@ -180,19 +187,11 @@ def project(
     projection: ProjectionOptions,
     run: RunOptions,
     output: OutputOptions,
+    writing: WritingOptions,
     record: RecordOptions,
     trusted: Trusted = None,
     all_rows: AllRows = False,
-    require_gain: Annotated[
-        float | None,
-        option(
-            "--require-gain",
-            panel=GATES,
-            metavar="POINTS",
-            callback=finite,
-            help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
-        ),
-    ] = None,
+    require_gain: RequireGain = None,
     dry_run: Annotated[
         bool, option("--dry-run", panel=RUN, help="Show what would be done with every weight, and how long it takes.")
     ] = False,
@@ -209,8 +208,39 @@ def project(
     from sapcli.commands.project import Request
     from sapcli.commands.project import project as command
 
-    request = Request(selection, trusted, projection, output, record, require_gain, dry_run)
-    command(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows), request)
+    request = Request(selection, trusted, projection, output, writing, record, require_gain, dry_run)
+    command(checkpoints, Inputs(checkpoints[0], data, model, images, run, all_rows, writing.keep_extra), request)
+
+
+@app.command()
+@grouped
+def polish(
+    checkpoint: CheckpointArgument,
+    data: DataArgument,
+    model: ModelOptions,
+    images: DataOptions,
+    options: PolishOptions,
+    run: RunOptions,
+    output: OutputOptions,
+    writing: WritingOptions,
+    record: RecordOptions,
+    require_gain: RequireGain = None,
+) -> None:
+    """Train a repaired model on for a few epochs, with gradients: minutes on a GPU, and better than a repair alone.
+
+    Repairs the checkpoint first, unless that was done, blends each label with the repaired model's own answer, and
+    trains with varied and mixed images; nothing has to be tuned. Writes NAME.polished.safetensors beside the
+    checkpoint, or what -o names, and prints its path. The given and the repaired model are candidates too: the one that
+    is best on the validation images is written. A run that was interrupted goes on after its last epoch.
+
+    Example: sap polish model.safetensors data/
+    """
+    from sapcli.commands.line.inputs import Inputs
+    from sapcli.commands.polish import PolishRequest
+    from sapcli.commands.polish import polish as command
+
+    request = PolishRequest(options, output, writing, record, require_gain)
+    command(Inputs(checkpoint, data, model, images, run, keep_extra=writing.keep_extra), request)
 
 
 @app.command()
@@ -291,6 +321,7 @@ def verify(
         ),
     ] = None,
     quiet: Annotated[bool, option("--quiet", "-q", panel=RUN, help="Say nothing but errors.")] = False,
+    output_format: FormatOfResult = ResultFormat.TEXT,
 ) -> None:
     """Check a corrected checkpoint against what its metadata says of how it was made.
 
@@ -300,7 +331,7 @@ def verify(
     """
     from sapcli.commands.verify import verify as command
 
-    command(checkpoint, original, bases or [], quiet)
+    command(checkpoint, original, bases or [], quiet, output_format)
 
 
 @app.command()
@@ -317,9 +348,9 @@ def suspects(
     """List the training samples whose labels a repaired model contradicts, the most suspicious first.
 
     Writes JSON Lines, one sample a line: path, given (the label), suggested (the model's class), score (the
-    cross-entropy with the label, in nats).
+    cross-entropy with the label, in nats), chance (that the label is wrong, from 0 to 1).
 
-    Example: sap suspects model.sap.safetensors data/ --html suspects.html
+    Example: sap suspects model.sap.safetensors data/ --review review.html
     """
     from sapcli.commands.line.inputs import Inputs
     from sapcli.commands.suspects import suspects as command
@@ -327,71 +358,4 @@ def suspects(
     command(Inputs(checkpoint, data, model, images, run), options, output)
 
 
-@app.command()
-def report(
-    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="What `sap project --report` wrote.")],
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE|-", help="Where to write: .html, .md or .json.")
-    ] = None,
-    form: Annotated[
-        ReportForm | None, typer.Option("--format", help="By default what -o's ending says, and md on stdout.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
-) -> None:
-    """Render the report of a repair again from its JSON.
-
-    Example: sap report repair.json -o repair.html
-    """
-    from sapcli.commands.report import report as command
-
-    command(result, form, OutputOptions(output, force))
-
-
-@app.command()
-def config(
-    context: typer.Context,
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="Whose options to show.")] = "project",
-) -> None:
-    """Show the settings that a command would run with, and where each comes from: ready for sap.toml.
-
-    A flag goes before an environment variable (--batch-size: SAP_BATCH_SIZE), that before the file of `sap --config`,
-    else sap.toml or [tool.sap] in pyproject.toml of the working folder, and that before the default. What is written,
-    and which code runs, only a file says that --config names.
-
-    Example: sap config project
-    """
-    from sapcli.commands.config import config as show
-
-    show(context, command)
-
-
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the data and the checkpoints go.")] = Path("demo"),
-) -> None:
-    """See a repair from start to end on scikit-learn's handwritten digits, in a minute."""
-    from sapcli.commands.demo import run_demo
-
-    run_demo(folder)
-
-
-CacheFolder = Annotated[
-    Path | None,
-    typer.Option("--cache-dir", metavar="DIR", envvar="SAP_CACHE", help="The folder, if not the usual one."),
-]
-
-
-@cache_app.command()
-def info(cache_dir: CacheFolder = None) -> None:
-    """Show where artifacts are kept, how many, and their size."""
-    from sapcli.commands.cache import info as command
-
-    command(cache_dir)
-
-
-@cache_app.command()
-def clear(cache_dir: CacheFolder = None) -> None:
-    """Remove all artifacts; the next run makes them again."""
-    from sapcli.commands.cache import clear as command
-
-    command(cache_dir)
+add_commands(app)

@@ -23,12 +23,15 @@ from torch import nn
 from sapcli.activations.scoring import normalise
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.commands.line.console import Terminal
+from sapcli.commands.line.next_step import tell_next
+from sapcli.commands.line.outputs import write_text
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.datasets.images import Images
 from sapcli.errors import DatasetError, SapError
 from sapcli.machine.files import write_error
 from sapcli.machine.progress import Progress
 from sapcli.networks.preprocessing import Preprocessing
+from sapcli.settings import ResultFormat
 
 CLASSES = tuple(str(digit) for digit in range(10))
 PREPROCESSING = Preprocessing(
@@ -52,11 +55,12 @@ _MARKER = "README.txt"
 _MADE_HERE = "Made by `sap demo`, which makes everything here again when it runs. Nothing else needs this folder.\n"
 
 
-def run_demo(folder: Path) -> None:
+def run_demo(folder: Path, output_format: ResultFormat = ResultFormat.TEXT) -> None:
     """Make noisy data and a network that memorised it in `folder`, then repair it with the real commands.
 
     Args:
         folder: A new or empty folder, or that of an earlier demo, which is made again.
+        output_format: Whether the tables of the commands are the result, or one document of theirs.
 
     Raises:
         SapError: The folder holds something else or cannot be written, scikit-learn is not installed, or a command
@@ -68,11 +72,25 @@ def run_demo(folder: Path) -> None:
     torch.set_num_threads(1)
     make_model(folder, terminal)
     terminal.note("3. How good it is on the test images, whose labels are all right:")
-    _run(terminal, "eval", str(checkpoint), str(data), "--format", "table")
+    is_json = output_format is ResultFormat.JSON
+    form = ("--format", "json" if is_json else "table")
+    before = _run(terminal, "eval", str(checkpoint), str(data), *form, kept=is_json)
     terminal.note("4. The repair. Nothing tells it which labels are wrong; it trusts 300 of the 1,000 samples:")
-    _run(terminal, "project", str(checkpoint), str(data), "-n", "300")
+    told = ("--format", "json") if is_json else ()
+    repair = _run(terminal, "project", str(checkpoint), str(data), "-n", "300", *told, kept=is_json)
     terminal.note("5. The repaired network on the test images, and what it gained:")
-    _run(terminal, "eval", str(corrected), str(data), "--baseline", str(checkpoint), "--format", "table")
+    after = _run(terminal, "eval", str(corrected), str(data), "--baseline", str(checkpoint), *form, kept=is_json)
+    tell_next(terminal, "suspects", corrected, data, "--html", "suspects.html")
+    if is_json:
+        from sapcli.reports.documents import DemoDocument, EvaluationDocument, ProjectDocument
+
+        document = DemoDocument(
+            folder=str(folder),
+            before=EvaluationDocument.model_validate_json(before),
+            repair=ProjectDocument.model_validate_json(repair),
+            after=EvaluationDocument.model_validate_json(after),
+        )
+        write_text(None, document.to_json(), is_json=True)
 
 
 def make_model(folder: Path, progress: Progress) -> None:
@@ -215,8 +233,11 @@ def _prepare(folder: Path, outputs: list[Path]) -> None:
             output.unlink(missing_ok=True)
 
 
-def _run(terminal: Terminal, *arguments: str) -> None:
+def _run(terminal: Terminal, *arguments: str, kept: bool = False) -> bytes:
     """Show a command and run it as a process of its own, on the same terminal.
+
+    Returns:
+        What it wrote to stdout, where that is kept and not shown.
 
     Raises:
         SapError: It failed.
@@ -224,7 +245,9 @@ def _run(terminal: Terminal, *arguments: str) -> None:
     shown = f"sap {shlex.join(arguments)}"
     terminal.note("")
     terminal.note(f"$ {shown}")
-    status = subprocess.run([sys.executable, "-P", "-m", "sapcli", *arguments], check=False).returncode
+    stdout = subprocess.PIPE if kept else None
+    ended = subprocess.run([sys.executable, "-P", "-m", "sapcli", *arguments], check=False, stdout=stdout)
     terminal.note("")
-    if status != 0:
-        raise SapError(f"`{shown}` ended with status {status}", "its own message is above")
+    if ended.returncode != 0:
+        raise SapError(f"`{shown}` ended with status {ended.returncode}", "its own message is above")
+    return ended.stdout or b""

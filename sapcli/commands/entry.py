@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 
 import typer
 
@@ -43,13 +44,13 @@ def run(arguments: list[str] | None = None) -> int:
         _leave_stdout()
         return ExitStatus.DONE
     except Exception as error:
-        known = _known(error)
+        known = _known(error, sys.argv[1:] if arguments is None else arguments)
         known.__cause__ = error
         return _fail(known)
     return int(status or 0)
 
 
-def _known(error: Exception) -> SapError:
+def _known(error: Exception, arguments: Sequence[str]) -> SapError:
     """A usage error that Typer found, a fault of the machine, or one of ours, in words that can be acted on."""
     if is_out_of_memory(error):
         return DeviceError("there is not enough memory", "end what else uses it, or run on another machine or --device")
@@ -58,7 +59,7 @@ def _known(error: Exception) -> SapError:
         return SapError(f"{what}: {error.strerror or error}", "check the file, its folder and its disk")
     describe = getattr(error, "format_message", None)
     if describe is None:
-        return unexpected(error)
+        return _crashed(error, arguments)
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     command = "sap" if context is None else context.command_path
     message, hint = describe() or "no command was given", f"see `{command} --help`"
@@ -74,6 +75,17 @@ def _known(error: Exception) -> SapError:
         if source is not None and source.name == "DEFAULT_MAP" and isinstance(file, SettingsFile):
             hint = f"it is set in {file.name}; {hint}"
     return UsageError(message, hint)
+
+
+def _crashed(error: Exception, arguments: Sequence[str]) -> SapError:
+    """A fault of ours, which is written down to be reported."""
+    from sapcli.commands.line.crash import write_crash
+
+    told, file = unexpected(error), write_crash(error, arguments)
+    if file is None:
+        return told
+    hint = f"please report it with {file}, which names none of your files; `sap --debug COMMAND` shows the traceback"
+    return SapError(told.message, hint)
 
 
 def _fail(error: SapError) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sapcli.activations.scoring import Outcomes
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import Inputs, introduce, tell_of_images
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.output_check import check_outputs
 from sapcli.commands.line.outputs import check_summary, destination_file, one_stdin, write_text
@@ -65,6 +66,11 @@ def evaluate(
         is_json = output_format is OutputFormat.JSON
         write_text(destination, render_evaluation(report, output_format), output.force, is_json=is_json)
         append_summary(summary, evaluation_summary(inputs.checkpoint, report))
+    if session.checkpoint.metadata.get("sap.repaired") == "true":
+        words = (inputs.checkpoint, inputs.data, "--html", "suspects.html")
+        tell_next(terminal, "suspects", *words, options=same_inputs(inputs, repaired=True))
+    else:
+        tell_next(terminal, "project", inputs.checkpoint, inputs.data, options=same_inputs(inputs))
     if min_accuracy is not None and not evaluation.metrics.top1 >= min_accuracy:
         raise GateError(
             f"top-1 accuracy is {evaluation.metrics.top1:.2f}, below --min-accuracy {min_accuracy:g}",
@@ -85,7 +91,7 @@ def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool
     dataset = session.evaluation()
     introduce(session, dataset)
     images = session.images(dataset)
-    where = dataset.root if dataset.split is None else dataset.root / dataset.split
+    where = dataset.where
     trusted = find_contents(dataset, from_text(session.checkpoint.metadata.get(TRUSTED_IMAGES, "")))
     if trusted:
         terminal.warn(
@@ -95,7 +101,7 @@ def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool
     outcomes = session.judge(images, f"evaluating {session.checkpoint.source} on {where}")
     if not images_told:
         tell_of_images(terminal, images)
-    session.check_class_order(dataset, outcomes, stop=False)
+    session.check_class_order(images, outcomes, stop=False)
     for point in guessing(outcomes.accuracy, len(dataset.classes)):
         terminal.warn(f"{session.checkpoint.source}: {point}")
     return _Evaluation(

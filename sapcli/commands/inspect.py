@@ -5,6 +5,7 @@ from __future__ import annotations
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line.console import Terminal
 from sapcli.commands.line.inputs import note_settings
+from sapcli.commands.line.next_step import DATA, same_model, tell_next
 from sapcli.commands.line.options import ModelOptions, RunOptions
 from sapcli.commands.line.outputs import write_text
 from sapcli.machine.results import are_shown as results_are_shown
@@ -19,10 +20,13 @@ from sapcli.settings import PlanFormat, ProjectionSettings
 
 def inspect(source: str, model: ModelOptions, run: RunOptions, output_format: PlanFormat | None) -> None:
     """`sap inspect`."""
-    note_settings(Terminal(run.quiet), run.settings)
+    terminal = Terminal(run.quiet)
+    note_settings(terminal, run.settings)
     settings = run.to_settings()
     workload = usual_workload(settings.batch_size)
-    _print(inspect_checkpoint(open_checkpoint(source), model.to_source(), settings.device, workload), output_format)
+    checkpoint = open_checkpoint(source, weights=model.weights)
+    _print(inspect_checkpoint(checkpoint, model.to_source(), settings.device, workload), output_format)
+    tell_next(terminal, "project", source, DATA, options=same_model(model, run.settings.names))
 
 
 def _print(inspection: Inspection, output_format: PlanFormat | None) -> None:
@@ -32,7 +36,15 @@ def _print(inspection: Inspection, output_format: PlanFormat | None) -> None:
     write_text(None, render_inspection(inspection, output_format), is_json=output_format is PlanFormat.JSON)
 
 
-def print_plan(session: Session, settings: ProjectionSettings, trusted: int, *, selects: bool, captures: bool) -> None:
+def print_plan(
+    session: Session,
+    settings: ProjectionSettings,
+    trusted: int,
+    *,
+    selects: bool,
+    captures: bool,
+    output_format: PlanFormat | None,
+) -> None:
     """`sap project --dry-run`: what the run would do, without running it.
 
     Args:
@@ -41,9 +53,10 @@ def print_plan(session: Session, settings: ProjectionSettings, trusted: int, *, 
         trusted: The number of trusted samples.
         selects: Whether they are chosen first, which scores all training images.
         captures: Whether bases are made of them.
+        output_format: How it is written; by where it goes where `None`.
     """
     workload = _workload(session, settings, trusted, selects=selects, captures=captures)
-    _print(inspect_classifier(session.checkpoint, session.classifier, settings, workload), None)
+    _print(inspect_classifier(session.checkpoint, session.classifier, settings, workload), output_format)
 
 
 def _workload(

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sapcli.activations.bases import Bases
-from sapcli.checkpoints import saving
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import (
@@ -18,31 +17,31 @@ from sapcli.commands.line.inputs import (
     TrustedSource,
     given_bases,
     introduce,
-    note_unchecked_order,
     tell_of_images,
 )
+from sapcli.commands.line.next_step import same_inputs, tell_next
 from sapcli.commands.line.options import OutputOptions, SelectionOptions
 from sapcli.commands.line.output_check import Reads, check_outputs
 from sapcli.commands.line.outputs import (
     STDIO,
+    about_output,
     check_summary,
     destination_checkpoint,
-    destination_index,
     one_stdin,
+    one_stdout,
     report_forms,
+    write_text,
 )
-from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions
+from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions, WritingOptions
 from sapcli.errors import GateError, SapError, UsageError, unexpected
 from sapcli.machine.files import atomic_write
-from sapcli.machine.results import results
-from sapcli.repairs.alpha_search import KNEE, Evidence
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.layer_plan import check_patterns
 from sapcli.repairs.metadata import repair_metadata
 from sapcli.repairs.pipeline import Repair, run_repair
 from sapcli.repairs.session import Samples, Session
-from sapcli.reports.summaries import append_summary, repair_summary
-from sapcli.settings import ProjectionSettings, ReportForm
+from sapcli.reports.summaries import append_summary, repair_rows, repair_summary
+from sapcli.settings import PlanFormat, ProjectionSettings, ReportForm, ResultFormat
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,27 @@ class Request:
         trusted: Those that are given.
         projection: How the weights are changed.
         output: Where the corrected checkpoint goes.
+        writing: In which form.
         record: What is written about the run.
         require_gain: The gain below which nothing is written, in points.
         dry_run: Whether to tell what would be done, and do nothing.
+        format: How the result is written.
     """
 
     selection: SelectionOptions
     trusted: str | None
     projection: ProjectionOptions
     output: OutputOptions
+    writing: WritingOptions
     record: RecordOptions
     require_gain: float | None = None
     dry_run: bool = False
+    format: ResultFormat = ResultFormat.TEXT
 
 
 def project(checkpoints: Sequence[str], inputs: Inputs, request: Request) -> None:
     """`sap project`; several checkpoints share one trusted set."""
+    one_stdout(request.output, request.writing.result)
     for checkpoint in checkpoints:
         one_stdin(
             CHECKPOINT=checkpoint,
@@ -120,18 +124,31 @@ def _project(
     checkpoint = session.checkpoint
     # A dry run writes nothing, so nothing is in its way.
     force = request.output.force or request.dry_run
-    destination = destination_checkpoint(checkpoint, replace(request.output, force=force), in_folder=bool(others))
+    output = destination_checkpoint(
+        checkpoint,
+        replace(request.output, force=force),
+        request.writing,
+        inputs.model.weights,
+        in_folder=bool(others),
+    )
+    shown = output.shown(checkpoint)
     report_files = report_forms(record.report or (), force)
     check_summary(record.summary)
     if request.require_gain is not None and session.validation is None:
         raise UsageError("--require-gain needs validation images to measure the gain on", "give them with --val DATA")
     session.check_data(test=bool(report_files))
-    outputs = [("-o", destination_index(checkpoint, destination)), ("--summary", record.summary), *inputs.writes()]
+    outputs = [("-o", file) for file in output.files(checkpoint)] + [("--summary", record.summary), *inputs.writes()]
     outputs += [("-o", path) for path in written] + [("--report", file) for file in record.report or ()]
     check_outputs(outputs, _reads(inputs, request, checkpoint, others))
+    trust.check(session)
+    forgotten = None
+    if request.projection.forget is not None:
+        forgotten = trust.given(session, request.projection.forget, forget=True)
     check_patterns(session.weight_names, settings.layers, settings.skip_layers)
     introduce(session, session.training)
-    terminal.note(_announcement(session, request, settings, destination))
+    terminal.note(_announcement(session, request, settings, output.path))
+    for remark in about_output(checkpoint, output.path):
+        terminal.note(remark)
     if checkpoint.metadata.get("sap.repaired") == "true":
         terminal.warn(f"{checkpoint.source} was repaired before, with alpha {checkpoint.metadata.get('sap.alpha')}")
     if request.dry_run:
@@ -142,15 +159,17 @@ def _project(
         count = min(request.selection.count, len(session.training.paths))
         if not selects:
             count = len(trust.samples(session).indices)
-        print_plan(session, settings, count, selects=selects, captures=captures)
+        form = PlanFormat.JSON if request.writing.result is ResultFormat.JSON else None
+        if session.ranks.is_first:
+            print_plan(session, settings, count, selects=selects, captures=captures, output_format=form)
+        tell_next(terminal, "project", inputs.checkpoint, inputs.data, options=same_inputs(inputs))
         return
 
     bases, samples = _artifacts(session, request, settings, trust)
     forget = None
-    if request.projection.forget is not None:
-        forget = session.bases(session.trusted_samples(trust.given(session, request.projection.forget)))
+    if forgotten is not None:
+        forget = session.bases(session.trusted_samples(forgotten))
     repair, correction = run_repair(session, settings, bases, samples, forget)
-    note_unchecked_order(session)
     for images in filter(None, (session.training_images, session.validation_images)):
         tell_of_images(terminal, images)
     rows = repair_rows(repair)
@@ -159,18 +178,20 @@ def _project(
     gate = request.require_gain
     if gate is not None and not _reaches(repair, gate):
         recording.write(rows, record.summary, report_files, force=force)
+        if request.writing.result is ResultFormat.JSON:
+            recording.print_result(None, gate)
         found = "nothing beats the unchanged model" if repair.gain is None else f"it is {repair.gain.points:+.2f}"
         raise GateError(
             f"the gain on {repair.validation} validation images is below --require-gain {gate:g}: {found}",
             "no checkpoint was written; look at the data, or ask for less",
         )
     # The checkpoint first: whatever becomes of the records, the repair is not lost.
+    metadata = repair_metadata(session, repair, correction, settings, bases, forget)
+    alpha = repair.choice.alpha
     if session.ranks.is_first:
-        replacements = correction.replacements(repair.choice.alpha) if repair.choice.alpha is not None else {}
-        metadata = repair_metadata(session, repair, correction, settings, bases, forget)
-        target = results() if destination is None else destination
-        saving.write_checkpoint(checkpoint, target, replacements, metadata, replace=force)
-    shown = destination_index(checkpoint, destination)
+        output.write(
+            session, lambda names: {} if alpha is None else correction.replacements(alpha, names), metadata, force=force
+        )
     written += [] if shown is None else [shown]
     failure = None
     try:
@@ -180,11 +201,16 @@ def _project(
         failure = SapError(f"{error.message}; the corrected checkpoint {kept}", error.hint)
         failure.__cause__ = error
     try:
-        if shown is not None and session.ranks.is_first:
+        if request.writing.result is ResultFormat.JSON:
+            recording.print_result(str(shown), gate)
+        elif shown is not None and session.ranks.is_first:
             console.print_result(str(shown))
     finally:
         if failure is not None:
             raise failure
+    if shown is not None and not others:
+        words = (shown, inputs.data, "--baseline", inputs.checkpoint)
+        tell_next(terminal, "eval", *words, options=same_inputs(inputs, repaired=True))
 
 
 def _reads(inputs: Inputs, request: Request, checkpoint: Checkpoint, others: Sequence[str]) -> Reads:
@@ -258,6 +284,28 @@ class _Recording:
         if failed:
             raise SapError("; ".join(error.message for error in failed), failed[0].hint) from failed[0]
 
+    def print_result(self, output: str | None, required_gain: float | None) -> None:
+        """Write what was done to stdout, as JSON in one line; `output` is the file that was written."""
+        if not self.session.ranks.is_first:
+            return
+        from sapcli.reports.documents import GateDocument, ProjectDocument
+
+        session, gate = self.session, None
+        if required_gain is not None:
+            gate = GateDocument(required_gain=required_gain, met=_reaches(self.repair, required_gain))
+        document = ProjectDocument.of(
+            self.repair,
+            checkpoint=session.checkpoint.source,
+            output=output,
+            importance=self.settings.importance.value,
+            architecture=session.architecture.name,
+            classes=session.architecture.num_classes,
+            device=str(session.settings.device),
+            input_digest=session.checkpoint.digest,
+            gate=gate,
+        )
+        write_text(None, document.to_json(indent=None), is_json=True)
+
     def _write_report(self, files: Mapping[Path, ReportForm], failed: list[SapError], *, force: bool) -> None:
         """What only a report needs is imported and measured here."""
         from sapcli.reports.pages import render_report
@@ -288,34 +336,6 @@ def _collecting(failed: list[SapError], what: str) -> Iterator[None]:
         failure = unexpected(error, f"{what} could not be made")
         failure.__cause__ = error
         failed.append(failure)
-
-
-def repair_rows(repair: Repair) -> list[tuple[str, str]]:
-    """What a repair did, as names and words."""
-    choice, plan = repair.choice, repair.plan
-    skipped = len(plan.skipped)
-    rows = [("projected", f"{len(plan.projected)} weights" + (f", {skipped} left as they are" if skipped else ""))]
-    if repair.trusted:
-        rows.insert(0, ("trusted", f"{repair.trusted} samples"))
-    why = {
-        Evidence.FIXED: "as given",
-        Evidence.VALIDATION: f"the best of {len(choice.trials)} on the validation images",
-        Evidence.KNEE: f"the smallest that keeps {KNEE:.0%} of the trusted samples right",
-    }[choice.evidence]
-    if choice.alpha is None:
-        rows = [("result", "nothing beats the unchanged model: the weights are written as they were")]
-    else:
-        rows.append(("alpha", f"{choice.alpha:g}, {why}"))
-        if repair.batchnorm_images:
-            rows.append(("BatchNorm", f"re-estimated on {repair.batchnorm_images} unlabeled training images"))
-    if repair.before is not None:
-        rows.append(("before", f"{repair.before.top1:.2f}% of the validation labels"))
-    if repair.after is not None and repair.gain is not None and choice.alpha is not None:
-        gain = repair.gain
-        rows.append(
-            ("after", f"{repair.after.top1:.2f}%, {gain.points:+.2f} points [{gain.low:+.2f}, {gain.high:+.2f}]")
-        )
-    return rows
 
 
 def _print_closing(terminal: console.Terminal, repair: Repair, rows: Sequence[tuple[str, str]], verbose: bool) -> None:

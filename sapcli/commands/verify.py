@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.inputs import given_bases
-from sapcli.commands.line.outputs import STDIO
+from sapcli.commands.line.next_step import DATA, tell_next
+from sapcli.commands.line.outputs import STDIO, write_text
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.machine.text import printable
 from sapcli.repairs.evidence.verification import verify as check_claim
+from sapcli.settings import ResultFormat
 
 
-def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool) -> None:
+def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool, output_format: ResultFormat) -> None:
     """`sap verify`."""
     if bases and original is None:
         raise UsageError("--bases needs the original weights to project", "name them with --input ORIGINAL")
@@ -25,7 +27,14 @@ def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool)
         [given_bases(file) for file in bases],
     )
     wrong = [finding for finding in findings if not finding.holds]
-    if not quiet:
+    if output_format is ResultFormat.JSON:
+        from sapcli.reports.documents import FindingDocument, VerificationDocument
+
+        document = VerificationDocument(
+            checkpoint=source, holds=not wrong, findings=tuple(map(FindingDocument.of, findings))
+        )
+        write_text(None, document.to_json(), is_json=True)
+    elif not quiet:
         for finding in findings:
             console.print_result(f"{'yes' if finding.holds else 'NO '}  {printable(finding.text)}")
     if wrong:
@@ -34,3 +43,5 @@ def verify(source: str, original: str | None, bases: Sequence[str], quiet: bool)
             f" {'; '.join(finding.text for finding in wrong)}",
             wrong[0].hint,
         )
+    baseline = () if original is None else ("--baseline", original)
+    tell_next(console.Terminal(quiet), "eval", source, DATA, *baseline)

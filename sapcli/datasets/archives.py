@@ -1,4 +1,4 @@
-"""Data folders that come as a tar archive, unpacked within bounds that no hostile archive can move.
+"""Data folders that come as a tar or zip archive, unpacked within bounds that no hostile archive can move.
 
 Beside the files themselves nothing is read that is larger than a header can need, and what is unpacked is bounded by
 the archive's own size. It lies among the temporary files, in a folder that its process keeps locked: what a killed
@@ -11,19 +11,23 @@ import bz2
 import contextlib
 import functools
 import gzip
+import importlib.util
 import io
 import lzma
 import os
 import secrets
 import shutil
+import stat
+import struct
 import tarfile
 import tempfile
 import time
+import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, cast
 
-from sapcli.datasets.image_files import open_regular
+from sapcli.datasets.formats import open_regular
 from sapcli.errors import DatasetError
 from sapcli.machine.files import remove_at_end
 
@@ -32,7 +36,10 @@ try:
 except ImportError:  # Windows, where folders of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
-_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
+    *(".tar.zstd", ".zip"),
+)
 _PREFIX = "sap-data-"
 _LOCK = "lock"
 # A folder that was made so short a time ago may not have its lock yet.
@@ -47,23 +54,32 @@ _MEMBERS, _BYTES_PER_MEMBER = 100_000, 100
 _SHARE_OF_THE_DISK = 0.9
 # `xz -9` needs 65 MiB to unpack.
 _XZ_MEMORY = 128 << 20
-_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
+_GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+# `zstd --ultra -22` needs a window of 128 MiB.
+_ZSTD_WINDOW_LOG = 27
+_LINK_MODE = 0o120000
+
+
+def archive_suffixes() -> tuple[str, ...]:
+    """What the names of archives end in."""
+    return _SUFFIXES
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of a tar archive, compressed or not."""
+    """Whether the name is that of a tar archive, compressed or not, or of a zip archive."""
     return path.name.lower().endswith(_SUFFIXES)
 
 
 def unpacked_archive(path: Path) -> Path:
-    """Unpack a tar archive of a data folder; an unchanged archive is unpacked once in a process.
+    """Unpack an archive of a data folder; an unchanged archive is unpacked once in a process.
 
     Returns:
         A folder among the temporary files that is removed when the process ends; where the archive holds nothing but a
         single folder, that folder.
 
     Raises:
-        DatasetError: If it is no tar archive, is damaged, holds links or a path that leads outside, is larger inside
+        DatasetError: If it is no archive, is damaged, holds links or a path that leads outside, is larger inside
             than archives of images are, or does not fit.
     """
     try:
@@ -75,10 +91,10 @@ def unpacked_archive(path: Path) -> Path:
         raise DatasetError(
             f"{path}: refused to unpack the archive: {error}", "Unpack it yourself and give the folder instead."
         ) from error
-    except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, RecursionError, *_DAMAGED) as error:
+    except _DAMAGED as error:
         raise DatasetError(
             f"{path}: cannot unpack the archive: {error}",
-            "Check that it is a complete tar archive and fits the disk.",
+            "Check that it is a complete tar or zip archive and fits the disk.",
         ) from error
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
 
@@ -96,7 +112,10 @@ class _Refused(tarfile.TarError):
     """Something inside of an archive that is beyond the bounds, or could lead outside the folder."""
 
 
-_DAMAGED = (zlib.error, lzma.LZMAError, MemoryError)
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, MemoryError, OSError, EOFError, ValueError),
+    *(ArithmeticError, RecursionError, NotImplementedError, RuntimeError, struct.error),
+)
 
 
 @functools.cache
@@ -106,9 +125,13 @@ def _unpacked(path: Path, _facts: tuple[int, ...]) -> Path:
         folder = _locked_folder()
         size = os.fstat(file.fileno()).st_size
         free = int(shutil.disk_usage(folder).free * _SHARE_OF_THE_DISK)
-        stream = _Bounded(_decompressed(file), min(max(_UNPACKED_BYTES, _TIMES_THE_ARCHIVE * size), free))
+        most, members = min(max(_UNPACKED_BYTES, _TIMES_THE_ARCHIVE * size), free), _MEMBERS + size // _BYTES_PER_MEMBER
         try:
-            _unpack(stream, folder, _MEMBERS + size // _BYTES_PER_MEMBER)
+            if file.read(len(_ZIP[0])) in _ZIP:
+                _unzip(file, folder, most, members)
+            else:
+                file.seek(0)
+                _unpack(_Bounded(_decompressed(file), most), folder, members)
         except BaseException:
             shutil.rmtree(folder.parent, ignore_errors=True)
             raise
@@ -133,6 +156,41 @@ def _unpack(stream: _Bounded, folder: Path, members: int) -> None:
             archive.pax_headers = {}
 
 
+def _unzip(file: IO[bytes], folder: Path, most: int, members: int) -> None:
+    """Unpack the files of a zip archive one after the other."""
+    root = os.path.realpath(folder)
+    with zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+        if len(infos) > members:
+            raise _Refused(f"it has more than {members:,} members")
+        if sum(info.file_size for info in infos) > most:
+            raise _Refused(f"more than {most / 1e6:,.0f} MB are in it")
+        for info in infos:
+            _check_name(info.filename)
+            name = f"{info.filename[:100]}..." if len(info.filename) > 100 else info.filename
+            if stat.S_IFMT(info.external_attr >> 16) == _LINK_MODE:
+                raise _Refused(f"{name!r} is a link")
+            if info.flag_bits & 1:
+                raise _Refused(f"{name!r} is encrypted")
+            # Some programs of Windows write its own slashes.
+            inside = info.filename.replace("\\", "/").lstrip("/")
+            place = os.path.normpath(os.path.join(root, inside))  # noqa: PTH118
+            if not f"{place}/".startswith(f"{root}/"):
+                raise _Refused(f"{name!r} would be extracted outside of the folder")
+            if info.is_dir():
+                os.makedirs(place, exist_ok=True)  # noqa: PTH103
+                continue
+            os.makedirs(os.path.dirname(place), exist_ok=True)  # noqa: PTH103, PTH120
+            # Reading ends where the directory says that the member ends, whatever comes.
+            with archive.open(info) as source, open(place, "wb") as target:  # noqa: PTH123
+                shutil.copyfileobj(source, target, _READ_AT_ONCE)
+
+
+def _check_name(name: str) -> None:
+    if len(os.fsencode(name)) > _LONGEST_NAME or name.count("/") > _DEEPEST_NAME:
+        raise _Refused(f"the name {name[:100]!r} is too long or lies too deep")
+
+
 def _check_member(member: tarfile.TarInfo) -> None:
     # A name may be as long as a header.
     name = member.name if len(member.name) <= 100 else f"{member.name[:100]}..."
@@ -142,8 +200,7 @@ def _check_member(member: tarfile.TarInfo) -> None:
         raise _Refused(f"{name!r} is a sparse file")
     if not member.isfile() and not member.isdir():
         raise _Refused(f"{name!r} is no file")
-    if len(os.fsencode(member.name)) > _LONGEST_NAME or member.name.count("/") > _DEEPEST_NAME:
-        raise _Refused(f"the name {name!r} is too long or lies too deep")
+    _check_name(member.name)
 
 
 class _Bounded:
@@ -179,7 +236,24 @@ def _decompressed(file: IO[bytes]) -> IO[bytes] | _Unxz:
         return io.BufferedReader(gzip.GzipFile(fileobj=file))
     if start.startswith(_BZIP2):
         return io.BufferedReader(bz2.BZ2File(file))
+    if start.startswith(_ZSTD):
+        return _unzstd(file)
     return _Unxz(file) if start == _XZ else file
+
+
+def _unzstd(file: IO[bytes]) -> IO[bytes]:
+    """What is in a zstd file, by whichever package reads it here."""
+    if importlib.util.find_spec("zstandard") is not None:
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_LOG)
+        return cast("IO[bytes]", reader.stream_reader(file, read_across_frames=True))
+    if importlib.util.find_spec("pyarrow") is not None:
+        import pyarrow
+
+        # Its window is bounded by the library's own default, which is the same.
+        return cast("IO[bytes]", pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd"))
+    raise _Refused("zstd needs a package to be read (pip install zstandard)")
 
 
 class _Unxz:

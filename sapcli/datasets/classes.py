@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from sapcli.datasets.folders import holds_images
-from sapcli.datasets.labels.label_files import LabelFile, read_class_map
+from sapcli.datasets.labels.class_maps import read_class_map
+from sapcli.datasets.labels.label_files import LabelFile
 from sapcli.datasets.labels.label_numbers import numbered_classes, whole_number
 from sapcli.errors import DatasetError
 
@@ -118,7 +119,7 @@ def resolve_class_names(
     elif class_map:
         names = _names_of_map(num_classes, mapping, class_map)
     else:
-        names = _imagenet_ids(num_classes, found.folders) or _names_on_disk(num_classes, found)
+        names = _imagenet_ids(num_classes, found.folders or found.labels) or _names_on_disk(num_classes, found)
     aliases = _imagenet_aliases(names, {*found.folders, *found.labels})
     plain = ClassNames(names, aliases)
     for folder, value in mapping.items():
@@ -130,6 +131,30 @@ def resolve_class_names(
             )
         aliases[folder] = position
     return ClassNames(names, aliases)
+
+
+def overridden_names(num_classes: int, label_names: Sequence[str], class_map: Path) -> str | None:
+    """What there is to be said of a class map that means other outputs than the checkpoint's own names do.
+
+    Args:
+        num_classes: The number of outputs.
+        label_names: The checkpoint's names, in the order of the outputs.
+        class_map: The class map.
+
+    Returns:
+        A line; `None` where both agree on every folder.
+    """
+    mapping = read_class_map(class_map)
+    own = ClassNames(label_names, _imagenet_aliases(label_names, mapping))
+    changed = []
+    for folder, value in mapping.items():
+        mapped, named = own.position(value) if isinstance(value, str) else value, own.position(folder)
+        if named is not None and mapped is not None and mapped != named and 0 <= mapped < num_classes:
+            changed.append(f"{folder!r} is {label_names[mapped]!r} (output {mapped}) and not output {named}")
+    if not changed:
+        return None
+    more = f" and {len(changed) - _NAMES_SHOWN} more" if len(changed) > _NAMES_SHOWN else ""
+    return f"{class_map} overrides the checkpoint's own names: {'; '.join(changed[:_NAMES_SHOWN])}{more}"
 
 
 def shown(names: Iterable[str]) -> str:

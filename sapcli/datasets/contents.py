@@ -12,7 +12,6 @@ import os
 from collections.abc import Collection, Sequence
 
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.file_digests import file_digest
 
 Content = bytes
 
@@ -22,7 +21,7 @@ _CONTENT_BYTES = 8
 
 def contents_of(dataset: Dataset, indices: Sequence[int]) -> dict[int, Content]:
     """The content of each sample's file by the sample's index; unreadable files are left out."""
-    found = {index: _content(f"{dataset.root}/{dataset.paths[index]}") for index in indices}
+    found = {index: _content(dataset, index) for index in indices}
     return {index: content for index, content in found.items() if content is not None}
 
 
@@ -31,10 +30,9 @@ def find_contents(dataset: Dataset, contents: Collection[Content]) -> dict[int, 
     wanted = frozenset(contents)
     sizes = {content[:_SIZE_BYTES] for content in wanted}
     found = {}
-    for index, name in enumerate(dataset.paths) if wanted else ():
-        path = f"{dataset.root}/{name}"
-        status = _status(path)
-        if status and _size(status.st_size) in sizes and (content := _content(path)) in wanted:
+    for index in range(len(dataset.paths)) if wanted else ():
+        size = dataset.size_of(index)
+        if size is not None and _size(size) in sizes and (content := _content(dataset, index)) in wanted:
             assert content is not None
             found[index] = content
     return found
@@ -62,22 +60,14 @@ def from_text(text: str) -> frozenset[Content]:
     return frozenset(joined[start : start + _CONTENT_BYTES] for start in range(0, whole, _CONTENT_BYTES))
 
 
-def _status(path: str) -> os.stat_result | None:
-    """Size and time of change of a file; `None` for what is gone."""
-    try:
-        return os.stat(path)  # noqa: PTH116 (of thousands, without making an object of each name)
-    except (OSError, ValueError):
-        return None
-
-
 def _size(size: int) -> bytes:
     """The part of a file's content that its size is."""
     return (size % (1 << 8 * _SIZE_BYTES)).to_bytes(_SIZE_BYTES, "big")
 
 
-def _content(path: str) -> Content | None:
-    """The content of a file; `None` for what cannot be read."""
-    found = file_digest(path)
+def _content(dataset: Dataset, index: int) -> Content | None:
+    """The content of a sample; `None` for what cannot be read."""
+    found = dataset.content_of(index)
     return None if found is None else _size(found[0]) + found[1][: _CONTENT_BYTES - _SIZE_BYTES]
 
 

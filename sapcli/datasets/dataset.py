@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sapcli.datasets.archives import is_archive, unpacked_archive
 from sapcli.datasets.classes import ClassNames, FoundClasses, resolve_class_names, shown
-from sapcli.datasets.file_digests import FileDigests
+from sapcli.datasets.containers.members import member_size
+from sapcli.datasets.containers.opening import Contained, chosen_split, open_contained
+from sapcli.datasets.decoding import Decoder, Decoding
+from sapcli.datasets.file_digests import FileDigests, file_digest
 from sapcli.datasets.folders import ImageFile, Split, open_split, subfolders, told_of
 from sapcli.datasets.label_paths import locate_rows
-from sapcli.datasets.labels.label_files import (
-    LABEL_SUFFIXES,
-    LabelFile,
-    LabelRow,
-    label_files_in,
-    read_labels,
-    read_path_list,
-)
+from sapcli.datasets.labels.label_files import LabelFile, LabelRow, label_files_in, read_labels
 from sapcli.datasets.labels.label_numbers import UNLABELLED, perhaps_one_based, refuse_one_based, whole_number
-from sapcli.datasets.split_names import SplitRole, file_role
+from sapcli.datasets.labels.standard_files import metadata_in, standard_labels
+from sapcli.datasets.sources import Source, divides, listed_folder, open_source
+from sapcli.datasets.split_names import SplitRole, file_role, says_images
 from sapcli.datasets.splits import ExpectedClasses, Splits, find_splits
 from sapcli.errors import DatasetError
 
-_LIST_SUFFIXES = (".txt", ".lst", ".list")
+if TYPE_CHECKING:
+    from sapcli.networks.preprocessing import Preprocessing
+
+# Of labels without paths: so many times the share that agrees by chance tells that the order is not another one.
+_CHANCE, _FEW_LABELS = 1.5, 50
 
 
 class Role(Enum):
@@ -51,9 +52,12 @@ class Dataset:
         classes: The names of the classes, in the order of the model's outputs.
         paths: POSIX paths relative to `root`, sorted.
         labels: The class of each image, as a position in `classes`.
-        remarks: What was guessed, passed over or left out, a line each, for people.
+        remarks: What was passed over, left out or is doubtful, a line each, for people.
+        notes: What was understood, a line each, for people.
         digests: What tells the contents of the files.
         unpacked: Whether the files are only there for this process.
+        contained: Whether the images lie inside of files, and their paths go on there.
+        given: What the user named where that is a file: a list of images, a label file, an archive.
     """
 
     root: Path
@@ -62,8 +66,32 @@ class Dataset:
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     digests: FileDigests = field(default_factory=FileDigests, repr=False, compare=False)
     unpacked: bool = False
+    contained: bool = False
+    given: Path | None = field(default=None, compare=False)
+
+    @property
+    def where(self) -> Path:
+        """What messages call the place of the images: as the user named it, or the split's folder."""
+        return self.given or (self.root if self.split is None else self.root / self.split)
+
+    def decoder(self, preprocessing: Preprocessing) -> Decoding:
+        """What gives the pixels of the samples, by their paths."""
+        return Decoder(self.root, preprocessing)
+
+    def size_of(self, index: int) -> int | None:
+        """The size of a sample's file in bytes; `None` for what is gone."""
+        path = f"{self.root}/{self.paths[index]}"
+        try:
+            return os.stat(path).st_size  # noqa: PTH116 (of thousands, fast)
+        except (OSError, ValueError):
+            return member_size(path)
+
+    def content_of(self, index: int) -> tuple[int, bytes] | None:
+        """The size of a sample's file and the SHA-256 of its bytes; `None` for what cannot be read."""
+        return file_digest(f"{self.root}/{self.paths[index]}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,6 +117,7 @@ def open_dataset(
     class_map: Path | None = None,
     labels_split: str | None = None,
     dedicated: bool = False,
+    undivided: bool = False,
     digests: FileDigests | None = None,
 ) -> Dataset | None:
     """Find the images for a role, and the class of each. No image is read.
@@ -113,6 +142,8 @@ def open_dataset(
             not say so.
         dedicated: Whether `root` was named for this role alone, and so serves as a whole where it has no splits; only
             `Role.CHOOSE` differs.
+        undivided: Whether the rows of a label file in the place of `root` are for this role alone, in whatever split
+            folders they lie; else those of one that is not called after a split are divided by the folders.
         digests: What will tell the contents of the files; by default, nothing is kept for another run.
 
     Returns:
@@ -124,34 +155,47 @@ def open_dataset(
             classes does not fit.
         UsageError: If `split` names no folder.
     """
-    source = _source(root, labels)
-    expected = ExpectedClasses.of(num_classes, label_names, class_map)
-    splits = find_splits(source.root, expected, labelled=source.labels is not None)
-    meant = _split_that_is_meant(splits, source, labels_split if split is None else split)
+    source = open_source(root, labels)
     optional = role is Role.CONFIRM or (role is Role.CHOOSE and not dedicated)
-    name: str | None
-    if split is not None:
-        name = splits.named(split)
-    elif source.listed is not None and meant is not None and not optional:
-        name = meant
+    if source.containers is not None:
+        place = chosen_split(source.containers, role.value, split, optional=optional)
+        if place is None:
+            return None
+        contained = open_contained(
+            source.containers, place, num_classes, label_names, source.labels, class_map, is_named=split is not None
+        )
+        return _of_containers(source, contained, digests)
+    expected = ExpectedClasses.of(num_classes, label_names, class_map)
+    if source.files is None:
+        splits = find_splits(source.root, expected, labelled=source.labels is not None)
     else:
-        name = splits.chosen(role.value, optional=optional)
+        splits = Splits(source.root)
+    meant = _split_that_is_meant(splits, source, labels_split if split is None else split)
+    said: tuple[str, ...] = ()
+    if split is not None:
+        name: str | None = splits.named(split)
+    else:
+        name, said = _folder_for(role, source, splits, meant, optional=optional, undivided=undivided)
     if name is None:
         return None
-    opened = open_split(source.root, name)
-    _check_images(opened, source.labels)
-    training = source.root / (splits.only(SplitRole.TRAIN) or name) if name else opened.folder
-    training_folders = opened.class_folders if training == opened.folder else subfolders(training)
-    found = FoundClasses(training, training_folders, source.labels)
-    names = resolve_class_names(num_classes, found, label_names, class_map)
+    opened = open_split(source.root, name) if source.files is None else source.everywhere()
     others = frozenset(splits.folders) - {name} if name else frozenset()
+    training_labels = None
+    if source.labels is None and source.listed is None and _is_flat(opened):
+        source, training_labels, others = _with_standard_labels(source, opened, splits, others)
+    if not source.is_label_file:
+        _check_images(opened, source.labels)
+    training = source.root / (splits.only(SplitRole.TRAIN) or name) if name or source.is_label_file else opened.folder
+    training_folders = opened.class_folders if training == opened.folder else subfolders(training)
+    found = FoundClasses(training, training_folders, training_labels or source.labels)
+    names = resolve_class_names(num_classes, found, label_names, class_map)
     samples = _Samples(source, opened, others, meant, names)
     if optional and not samples.listed:
         return None
     labelled = samples.labelled()
     remarks = (
-        *(splits.remarks if split is None else ()),
-        *(() if name == "" else splits.left_out),
+        *(splits.remarks if split is None and source.listed is None else ()),
+        *(() if name == "" or source.listed is not None else splits.left_out),
         *samples.remarks(),
         *(_unused_labels(opened) if source.labels is None else ()),
     )
@@ -162,53 +206,83 @@ def open_dataset(
         paths=tuple(file.path for file, _label in labelled),
         labels=tuple(label for _file, label in labelled),
         remarks=remarks,
+        notes=(*said, *samples.notes),
         digests=digests or FileDigests(),
         unpacked=source.unpacked,
+        given=None if source.root == root else root,
     )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What the user gave: a data folder, perhaps a label file, perhaps a list of the images to use."""
-
-    root: Path
-    labels: LabelFile | None = None
-    listed: LabelFile | None = None
-    unpacked: bool = False
+def _is_flat(opened: Split) -> bool:
+    """Whether images lie in no class folders: directly in the folder, or in one that is called `images`."""
+    return not opened.class_folders or (len(opened.class_folders) == 1 and says_images(opened.class_folders[0]))
 
 
-def _source(data: Path, labels: Path | None) -> _Source:
-    label_file = read_labels(labels) if labels else None
-    try:
-        is_folder = stat.S_ISDIR(data.stat().st_mode)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DatasetError(
-            f"{data}: cannot open the data folder: {reason}", "Give the folder of the images."
-        ) from error
-    if is_folder:
-        return _Source(data, label_file)
-    if is_archive(data):
-        return _Source(unpacked_archive(data), label_file, unpacked=True)
-    suffix = data.suffix.lower()
-    if suffix in _LIST_SUFFIXES:
-        return _Source(data.parent, label_file, read_path_list(data))
-    if suffix in LABEL_SUFFIXES:
-        listed = read_labels(data)
-        return _Source(data.parent, label_file or listed, listed)
-    raise DatasetError(
-        f"{data}: neither a folder nor a tar archive, a label file or a list of images",
-        f"Give a folder, or a file that ends in .tar, {', '.join((*LABEL_SUFFIXES, *_LIST_SUFFIXES))}.",
+def _with_standard_labels(
+    source: Source, opened: Split, splits: Splits, others: frozenset[str]
+) -> tuple[Source, LabelFile | None, frozenset[str]]:
+    """The labels of images in no class folders, as files of known names have them.
+
+    Returns:
+        The source with them, where there are any; where it is another one, the labels by which classes are named, those
+        of the training split too; and the other splits that the labels may be about.
+    """
+    own = standard_labels(opened.folder)
+    if own is None:
+        metadata = metadata_in(source.root)
+        return (
+            (source, None, others)
+            if metadata is None
+            else (replace(source, labels=read_labels(metadata)), None, others)
+        )
+    train = splits.only(SplitRole.TRAIN)
+    also = standard_labels(source.root / train) if train is not None and train != opened.name else None
+    both = None if also is None else LabelFile(own.file, own.rows + also.rows)
+    return replace(source, labels=own), both, frozenset()
+
+
+def _of_containers(source: Source, contained: Contained, digests: FileDigests | None) -> Dataset:
+    assert source.containers is not None
+    return Dataset(
+        root=source.containers.root,
+        split=contained.split if contained.paths[0].startswith(f"{contained.split}/") else None,
+        classes=contained.classes,
+        paths=contained.paths,
+        labels=contained.labels,
+        remarks=contained.remarks,
+        notes=contained.notes,
+        digests=digests or FileDigests(),
+        unpacked=source.unpacked,
+        contained=True,
     )
 
 
-def _split_that_is_meant(splits: Splits, source: _Source, named: str | None) -> str | None:
+def _split_that_is_meant(splits: Splits, source: Source, named: str | None) -> str | None:
     """The split that a label file is about where its paths do not tell: as the user says, else by the file's name."""
     if named is not None:
         return splits.named(named)
     file = source.listed or source.labels
     role = file_role(file.file.stem) if file is not None else None
     return None if role is None else splits.only(role)
+
+
+def _folder_for(
+    role: Role, source: Source, splits: Splits, meant: str | None, *, optional: bool, undivided: bool
+) -> tuple[str | None, tuple[str, ...]]:
+    """The folder to use, where `--split` says none, and what is to be said of the choice."""
+    if source.listed is None:
+        return splits.chosen(role.value, optional=optional), ()
+    # Validation images that are named apart are those, wherever they lie.
+    undivided = undivided or (role is Role.CHOOSE and not optional)
+    divided = () if undivided else divides(source, splits)
+    if divided:
+        said = f"{source.listed.file}: its rows lie in {shown(divided)}, and are used as those (--split . takes all)"
+        return splits.chosen(role.value, optional=optional), (said,)
+    if optional:
+        # A list of images has the labels of class folders, and may have images of several splits.
+        return None if source.is_label_file else splits.chosen(role.value, optional=True), ()
+    name = listed_folder(source, splits, role.value, meant)
+    return splits.chosen(role.value, optional=False) if name is None else name, ()
 
 
 def _check_images(opened: Split, label_file: LabelFile | None) -> None:
@@ -238,21 +312,27 @@ class _Samples:
     """The images of a split that are used, each with its class, and what is to be said of the others."""
 
     def __init__(
-        self, source: _Source, opened: Split, others: frozenset[str], meant: str | None, names: ClassNames
+        self, source: Source, opened: Split, others: frozenset[str], meant: str | None, names: ClassNames
     ) -> None:
         self._source = source
         self._opened = opened
         self._names = names
         self._remarks: list[str] = []
+        self.notes: list[str] = []
         self._positions = {folder: names.position(folder) for folder in opened.class_folders}
         self._given: dict[str, int | None] = {}
         if source.labels is not None:
             located = locate_rows(source.labels, opened, others, meant)
             self._remarks += located.remarks
+            if located.rows and source.labels.understood:
+                self.notes.append(f"{source.labels.file}: {source.labels.understood}")
+            self.notes += located.notes
             # Beside a label file, folders of which none has the name of a class are no class folders ("images/").
             if all(position is None for position in self._positions.values()):
                 self._positions = {}
             self._given = self._labels(source.labels, located.rows)
+            if source.labels.is_ordered and located.rows:
+                self._compare_with_folders(source.labels)
         self.listed: tuple[ImageFile, ...] = opened.files
         if source.listed is not None:
             located = locate_rows(source.listed, opened, others, meant)
@@ -294,6 +374,28 @@ class _Samples:
         used |= {folder for folder, position in self._positions.items() if position is not None}
         passed_over = told_of(self._opened, used)
         return self._remarks + ([passed_over] if passed_over else [])
+
+    def _compare_with_folders(self, label_file: LabelFile) -> None:
+        """Say how many of the labels that are in the order of the images are those of the class folders.
+
+        Raises:
+            DatasetError: If they are no more than would be by chance, as where the order is another one.
+        """
+        pairs = [
+            (label, position)
+            for path, label in self._given.items()
+            if (position := self._positions.get(self._opened.class_folder(path) or "")) is not None
+        ]
+        if not pairs:
+            return
+        share = sum(label == position for label, position in pairs) / len(pairs)
+        if share <= _CHANCE / len(self._names.names) and len(pairs) >= _FEW_LABELS:
+            raise DatasetError(
+                f"{label_file.file}: {share:.0%} of the labels are those of the class folders in {self._opened.folder},"
+                " no more than in any other order of the images",
+                "Labels without paths are in the order of the sorted paths; give lines of path,label instead.",
+            )
+        self.notes.append(f"{label_file.file}: {share:.1%} of the labels are those of the class folders")
 
     def _labels(self, label_file: LabelFile, rows: Mapping[str, LabelRow]) -> dict[str, int | None]:
         """The class of each image that a label file names; None for those that it says have none."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,9 @@ from sapcli.errors import UsageError
 from sapcli.settings import Exif
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sapcli.networks.preprocessing import Preprocessing
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Greys of more than 8 bits: PGM, PNG and TIFF files of 16 bits come as "I" or as one of the "I;16" modes, depending on
@@ -81,12 +79,29 @@ class Decoded:
     """An image as the network is shown it.
 
     Attributes:
-        pixels: uint8 `[C, H, W]`.
+        pixels: uint8 `[C, H, W]`; of tensors that are ready for the network, float32.
         treatment: What there is to be said of it, of most images nothing.
     """
 
     pixels: Pixels
     treatment: Treatment | None = None
+
+
+class Decoding(Protocol):
+    """What gives the pixels of samples, by their paths.
+
+    Attributes:
+        shape: Channels, height and width.
+        dtype: Of the values: uint8 of pixels, float32 of what is the network's input already.
+        in_memory: Whether it keeps what it has made, and no other process can do its work.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    in_memory: bool
+
+    def __call__(self, paths: Sequence[str], /) -> list[Decoded | str]:
+        """For each path the image, or the reason why there is none."""
 
 
 class Decoder:
@@ -99,10 +114,15 @@ class Decoder:
 
     Attributes:
         shape: Channels, height and width of the pixels.
+        dtype: That of the pixels.
+        in_memory: That other processes can do the work.
 
     Raises:
         UsageError: If no image has the number of channels that the model takes.
     """
+
+    dtype = np.dtype(np.uint8)
+    in_memory = False
 
     def __init__(self, root: Path, preprocessing: Preprocessing) -> None:
         channels, height, width = preprocessing.input_size
@@ -115,16 +135,21 @@ class Decoder:
         self._root = root
         self._mode = _MODES[channels]
         self._longest_side = max(height, width) / preprocessing.crop_pct
-        self._size_as_it_is = (width, height) if preprocessing.crop_pct == 1 else None
+        is_plain = preprocessing.crop_pct == 1 and not preprocessing.image_processor
+        self._size_as_it_is = (width, height) if is_plain else None
         self._preprocessing = preprocessing
 
     @cached_property
-    def _transform(self) -> Callable[[Image.Image], Tensor]:
+    def _transform(self) -> Callable[[Image.Image], Pixels]:
+        if self._preprocessing.image_processor:
+            from sapcli.networks.huggingface.image_processor import image_transform
+
+            return image_transform(self._preprocessing.image_processor)
         # The import takes a second, which images of the network's own size do not need.
         from timm.data.transforms_factory import create_transform
 
         preprocessing = self._preprocessing
-        transform: Callable[[Image.Image], Tensor] = create_transform(
+        transform = create_transform(
             preprocessing.input_size,
             is_training=False,
             use_prefetcher=True,
@@ -133,7 +158,7 @@ class Decoder:
             crop_pct=preprocessing.crop_pct,
             crop_mode=preprocessing.crop_mode,
         )
-        return transform
+        return lambda image: transform(image).numpy()
 
     def __call__(self, paths: Sequence[str]) -> list[Decoded | str]:
         """For each path relative to the data folder the image, or the reason why there is none."""
@@ -153,18 +178,28 @@ class Decoder:
         with open_image(file) as image:
             width, height = image.size
             self._refuse_slivers(width, height)
-            if width * height >= _LARGE and self._preprocessing.interpolation != "nearest":
+            settings = self._preprocessing
+            if width * height >= _LARGE and settings.interpolation != "nearest" and not settings.image_processor:
                 self._read_smaller(image)
             decode(image, (width, height))
-            self._refuse_slivers(*image.size)
-            stored = orientation(image)
-            turn = stored if self._preprocessing.exif is Exif.APPLY else 1
-            converted, values = eight_bits(image, self._mode, self._longest_side, turn)
-            if converted.size == self._size_as_it_is:
-                # Nothing to resize or crop, which the transform takes as long to find out as the file to be decoded.
-                pixels: Pixels = np.asarray(converted).reshape(*self.shape[1:], -1).transpose(2, 0, 1)
-            else:
-                pixels = self._transform(converted).numpy()
+            return self.prepared(image)
+
+    def prepared(self, image: Image.Image) -> Decoded:
+        """A decoded image as the network is shown it.
+
+        Raises:
+            Image.DecompressionBombError: It is too narrow to be resized.
+            ValueError: Its values are no numbers.
+        """
+        self._refuse_slivers(*image.size)
+        stored = orientation(image)
+        turn = stored if self._preprocessing.exif is Exif.APPLY else 1
+        converted, values = eight_bits(image, self._mode, self._longest_side, turn)
+        if converted.size == self._size_as_it_is:
+            # Nothing to resize or crop, which the transform takes as long to find out as the file to be decoded.
+            pixels: Pixels = np.asarray(converted).reshape(*self.shape[1:], -1).transpose(2, 0, 1)
+        else:
+            pixels = self._transform(converted)
         if stored == 1 and (values is None or values.highest == 0):
             # Nothing to be said; a black image is black however it is scaled.
             return Decoded(pixels)
@@ -189,11 +224,17 @@ class Decoder:
 
 def longest_side(path: Path) -> int | None:
     """The longer side of an image file in pixels, by its header; `None` where that cannot be read."""
+    size = header_size(path)
+    return None if size is None else max(size)
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an image file in pixels, by its header; `None` where that cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with open_image(path) as image:
-                return max(image.size)
+                return image.size
         except Exception:  # as of damaged files above
             return None
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from sapcli.datasets.image_files import open_regular
+from sapcli.datasets.containers.members import containing_file, member_bytes
+from sapcli.datasets.formats import open_regular
 from sapcli.errors import DatasetError
 from sapcli.machine.cache import Cache
 from sapcli.machine.files import atomic_write
@@ -45,7 +46,8 @@ def file_digest(path: str) -> tuple[int, bytes] | None:
     """The size of a file and the SHA-256 of its bytes; `None` for what is gone, unreadable or no regular file."""
     known = _known(path)
     if known is None:
-        return None
+        content = member_bytes(path)
+        return None if content is None else (len(content), hashlib.sha256(content).digest())
     size, key = known
     if key in _remembered:
         return size, _remembered[key]
@@ -72,6 +74,8 @@ class FileDigests:
     def of(self, folder: Path, paths: Sequence[str], *, keep: bool = True) -> tuple[bytes, ...]:
         """The SHA-256 of each file's bytes, in their order; empty bytes for what cannot be read.
 
+        Of an image inside of a file it is that of the file's own SHA-256 and the image's name in it.
+
         Args:
             folder: Where the files lie.
             paths: Their paths below it.
@@ -85,9 +89,12 @@ class FileDigests:
         # By what tells a file: one of many names is read once.
         unknown: dict[bytes, list[int]] = {}
         to_read = 0
-        for index, path in enumerate(paths):
-            known = _known(f"{folder}/{path}")
+        inside: dict[int, str] = {}
+        files = [f"{folder}/{path}" for path in paths]
+        for index, path in enumerate(files):
+            known = _known(path)
             if known is None:
+                inside[index] = path
                 continue
             size, key = known
             digest = _remembered.get(key) or table.get(key)
@@ -100,7 +107,7 @@ class FileDigests:
                 _remember(key, digest)
         with self._stage(len(unknown), to_read) as advance:
             for indices in unknown.values():
-                read = _read(f"{folder}/{paths[indices[0]]}")
+                read = _read(files[indices[0]])
                 if read is not None:
                     _size, digest, lasting = read
                     for index in indices:
@@ -108,6 +115,8 @@ class FileDigests:
                     if lasting is not None:
                         records[lasting] = digest
                 advance(1)
+        for index, digest in self._of_members(inside, keep=keep).items():
+            digests[index] = digest
         if cache is not None and not records.keys() <= table.keys():
             kept = table if len(table) <= _RECORDS_KEPT + len(records) else {}
             cache.keep(_KIND, parts, {**kept, **records}, _write_table)
@@ -143,6 +152,29 @@ class FileDigests:
         if cache is not None and parts is not None:
             cache.keep("fingerprint", parts, made, _write_text)
         return made
+
+    def _of_members(self, paths: Mapping[int, str], *, keep: bool) -> dict[int, bytes]:
+        """The digests of images inside of files; each file is read once."""
+        holders: dict[str, str | None] = {}
+        found: dict[int, str] = {}
+        for index, path in paths.items():
+            parent = path.rpartition("/")[0]
+            if parent not in holders:
+                holders[parent] = containing_file(path)
+            holder = holders[parent]
+            if holder is not None:
+                found[index] = holder
+        digests: dict[str, bytes] = {}
+        folders: dict[Path, list[str]] = {}
+        for file in set(found.values()):
+            folders.setdefault(Path(file).parent, []).append(file)
+        for folder, inside in folders.items():
+            of_files = self.of(folder, [Path(file).name for file in inside], keep=keep)
+            digests |= dict(zip(inside, of_files, strict=True))
+        return {
+            index: hashlib.sha256(digests[file] + paths[index][len(file) :].encode(errors="surrogateescape")).digest()
+            for index, file in found.items()
+        }
 
     def _stage(self, count: int, size: int) -> AbstractContextManager[Callable[[int], None]]:
         """A stage for reading so many files of this size together, to those who listen if it takes a while."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sapcli.datasets.image_files import image_suffixes
+from sapcli.datasets.formats import image_suffixes
 from sapcli.errors import DatasetError
 
 _SYSTEM_NAMES = frozenset(

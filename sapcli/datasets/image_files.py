@@ -6,25 +6,31 @@ Every bound here is on what the file says of itself, so that nothing of a hostil
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import io
 import math
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+import numpy as np
 from PIL import Image
 
-# Pillow's formats that hold their pixels themselves. It knows others that hand what is inside to another reader (IPTC
-# to any at all, ICO and ICNS to PNG), run another program (EPS: Ghostscript), unpack without a bound (FITS), or only
-# name a file's kind. Those with a signature come before those that have none and take a whole attempt to open. A JPEG
-# file of several pictures (MPO) is read as its first one, by the reader of JPEG.
-_FORMATS = (
-    "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI", "SGI", "SUN", "DIB", "PCX", "TGA",
-)  # fmt: skip
+from sapcli.datasets.containers.members import read_member
+from sapcli.datasets.formats import image_formats, image_suffixes, open_regular
+
+__all__ = [
+    "MOST_BYTES",
+    "MOST_PIXELS",
+    "decode",
+    "image_formats",
+    "image_suffixes",
+    "open_image",
+    "open_regular",
+    "orientation",
+    "upright",
+]
+
 # What a decoder takes beside the picture that it makes, in bytes a pixel and channel, as measured: libraries that
 # decode a whole picture before they hand it over, and decoders of Pillow that collect their output in Python.
 _BYTES_BESIDE = {"WEBP": 4, "AVIF": 3, "JPEG2000": 5, "PPM": 8, "QOI": 2, "SGI": 2}
@@ -37,7 +43,6 @@ MOST_BYTES = 400_000_000
 """Bytes that decoding a picture may take."""
 _ORIENTATION = 0x0112
 _READ_WHOLE = 1 << 16
-_READ_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _TILE_WIDTH, _TILE_LENGTH, _SAMPLES, _BITS = 322, 323, 277, 258
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,42 +55,26 @@ _TURNS = {
 }
 
 
-@functools.cache
-def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, in the order in which to try them."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-@functools.cache
-def image_suffixes() -> tuple[str, ...]:
-    """The file name endings, in lower case and with their dot, that make a file an image."""
-    formats = {*image_formats(), "MPO"}
-    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
-
-
-def open_regular(path: str | os.PathLike[str]) -> int:
-    """Open a regular file for reading, as a descriptor; what lies in its place is not waited for.
-
-    Raises:
-        OSError: It cannot be opened, or is a pipe, a device or a folder.
-    """
-    descriptor = os.open(path, _READ_AT_ONCE)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return descriptor
-
-
 @contextmanager
 def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """Open an image file: its header is read, its pixels are not.
+
+    Args:
+        path: The file; or a file that holds several images, and below it the name of one.
 
     Raises:
         OSError: It cannot be opened, or no format knows it.
         Image.DecompressionBombError: It says that it has more pixels than any picture.
     """
-    with _opened(path) as file, Image.open(file, formats=image_formats()) as image:
+    try:
+        opened = _opened(path)
+    except NotADirectoryError:
+        content = read_member(os.fspath(path))
+        if isinstance(content, np.ndarray):
+            yield Image.fromarray(content)
+            return
+        opened = io.BytesIO(content)
+    with opened as file, Image.open(file, formats=image_formats()) as image:
         _check_pixels(image)
         yield image
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sapcli.datasets.decoding import Decoded, Decoder, Pixels, Treatment
+from sapcli.datasets.decoding import Decoded, Pixels, Treatment
 from sapcli.errors import DatasetError
 from sapcli.machine.workers import WorkerError, map_in_workers
 
@@ -38,7 +38,7 @@ class Batch:
 
     Attributes:
         indices: The samples' indices, int64 `[n]`.
-        images: Pixels from 0 to 255, uint8 `[n, C, H, W]`.
+        images: Pixels from 0 to 255, uint8 `[n, C, H, W]`; float32 where the dataset has the network's inputs.
         labels: The samples' classes, int64 `[n]`.
         end: How many of the samples that were asked for are done with it.
     """
@@ -124,14 +124,16 @@ class Images:
         self.shared = shared
         self.unreadable: dict[int, str] = {}
         self.treated: dict[int, Treatment] = {}
-        self._decoder = Decoder(dataset.root, preprocessing)
+        self._decoder = dataset.decoder(preprocessing)
         self.batch_size = batch_size
-        self._workers = workers
+        self._workers = 0 if self._decoder.in_memory else workers
         self._strict = strict
         self._labels = np.asarray(dataset.labels, dtype=np.int64)
         # Memory that is reserved here is taken only when an image is written to it.
         capacity = min(len(dataset.paths), keep_bytes // math.prod(self._decoder.shape))
-        self._kept = np.empty((capacity, *self._decoder.shape), dtype=np.uint8)
+        if self._decoder.in_memory:
+            capacity = 0
+        self._kept = np.empty((capacity, *self._decoder.shape), self._decoder.dtype)
         self._kept_count = 0
         self._slots = np.full(len(dataset.paths), _NOT_DECODED, dtype=np.int64)
 
@@ -207,7 +209,7 @@ class Images:
         if kept.all():
             images = self._kept[slots]
         else:
-            images = np.empty((len(indices), *self._decoder.shape), dtype=np.uint8)
+            images = np.empty((len(indices), *self._decoder.shape), self._kept.dtype)
             images[kept] = self._kept[slots[kept]]
             readable = kept
             for row in np.flatnonzero(pending):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sapcli.datasets.classes import shown
 from sapcli.datasets.folders import Split, open_split
-from sapcli.datasets.image_files import image_suffixes
+from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import LabelFile, LabelRow
 from sapcli.errors import DatasetError
 
@@ -27,10 +27,12 @@ class LocatedRows:
     Attributes:
         rows: The lines by the image that each names.
         remarks: What was guessed or passed over, for people.
+        notes: What was understood, for people.
     """
 
     rows: Mapping[str, LabelRow]
-    remarks: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def locate_rows(label_file: LabelFile, opened: Split, others: Collection[str], meant: str | None) -> LocatedRows:
@@ -43,13 +45,21 @@ def locate_rows(label_file: LabelFile, opened: Split, others: Collection[str], m
         meant: The split that is meant where a path stands for an image in several.
 
     Raises:
-        DatasetError: If a line names no image, one that another line names, or images in several splits.
+        DatasetError: If a line names no image, one that another line names, or images in several splits; if labels
+            without paths are not as many as the images.
     """
+    if label_file.is_ordered:
+        return _in_order(label_file, opened, others, meant)
     places = _Places(label_file.file, opened, others)
     located: dict[str, LabelRow] = {}
     remarks: Counter[str] = Counter()
+    by_their_end: list[tuple[str, str]] = []
     for row in label_file.rows:
         found = places.images(row.path)
+        what = None if found else places.passed_over(row.path)
+        if not found and what is None:
+            found = places.by_their_end(row.path, label_file.where(row))
+            by_their_end += [(row.path, path) for _split, path in found[:1]]
         splits = [split for split, _path in found]
         if len(found) > 1:
             if meant not in splits:
@@ -61,7 +71,6 @@ def locate_rows(label_file: LabelFile, opened: Split, others: Collection[str], m
             remarks[f"name images in each of {shown(sorted(splits))}: taken as those in {meant!r}"] += 1
             found = [found[splits.index(meant)]]
         if not found:
-            what = places.passed_over(row.path)
             if what is None:
                 raise DatasetError(
                     f"{label_file.where(row)}: there is no image {row.path!r} in the folder {str(opened.folder)!r}",
@@ -78,7 +87,41 @@ def locate_rows(label_file: LabelFile, opened: Split, others: Collection[str], m
                 "Keep one line per image.",
             )
         located[path] = row
-    return LocatedRows(located, tuple(f"{label_file.file}: {count:,} lines {what}" for what, count in remarks.items()))
+    notes = []
+    if by_their_end:
+        written, path = by_their_end[0]
+        notes.append(
+            f"{label_file.file}: {len(by_their_end):,} lines name images by their end: {written!r} is {path!r}"
+        )
+    return LocatedRows(
+        located,
+        tuple(f"{label_file.file}: {count:,} lines {what}" for what, count in remarks.items()),
+        tuple(notes),
+    )
+
+
+def _in_order(label_file: LabelFile, opened: Split, others: Collection[str], meant: str | None) -> LocatedRows:
+    """Labels without paths: they are about the split that has as many images, in the order of its sorted paths."""
+    counts = {opened.name: len(opened.files)}
+    for other in others:
+        counts[other] = len(open_split(opened.root, other).files)
+    count = len(label_file.rows)
+    fitting = [name for name, images in counts.items() if images == count]
+    if len(fitting) > 1 and meant in fitting:
+        fitting = [meant]
+    if len(fitting) != 1:
+        found = ", ".join(f"{images:,} in {name or str(opened.root)!r}" for name, images in counts.items())
+        raise DatasetError(
+            f"{label_file.file} has {count:,} labels and no paths, and there are {found}",
+            "Give one label for each image of one folder, in the order of the sorted paths, or lines of path,label.",
+        )
+    if fitting[0] != opened.name:
+        return LocatedRows({})
+    paths = [file.path for file in opened.files]
+    return LocatedRows(
+        dict(zip(paths, label_file.rows, strict=True)),
+        notes=(f"{label_file.file}: label 1 is taken for {paths[0]!r}, label {count:,} for {paths[-1]!r}",),
+    )
 
 
 class _Places:
@@ -116,6 +159,32 @@ class _Places:
                 if found is not None:
                     return [found]
         return []
+
+    def by_their_end(self, written: str, where: str) -> list[tuple[str, str]]:
+        """The images whose paths end as is written, with their ending or without it; one of a split, each with it.
+
+        Raises:
+            DatasetError: If several images of one split do.
+        """
+        found = []
+        for spelling in _spellings(written):
+            plain = os.path.normpath(spelling)
+            if Path(plain).is_absolute() or plain.startswith("..") or "\0" in plain:
+                continue
+            for split in self._searched or [""]:
+                if split not in self._listed:
+                    self._listed[split] = _Listing(open_split(self._opened.root, split))
+                paths = self._listed[split].ending_in(plain)
+                if len(paths) > 1:
+                    raise DatasetError(
+                        f"{where}: {written!r} fits {len(paths)} images, {shown(sorted(paths)[:2])}"
+                        f"{' among them' if len(paths) > 2 else ''}",
+                        "Write paths from the data folder on.",
+                    )
+                found += [(split, path) for path in paths]
+            if found:
+                break
+        return found
 
     def passed_over(self, written: str) -> str | None:
         """What a path stands for that is no image of the data, in words; None where there is no such file."""
@@ -182,6 +251,7 @@ class _Listing:
     def __init__(self, split: Split) -> None:
         self._paths = {file.path for file in split.files}
         self._composed: dict[str, str | None] | None = None
+        self._by_stem: dict[str, list[str]] | None = None
 
     def image(self, path: str) -> str | None:
         """The path as the disk spells it; None where there is no such image, or two in another Unicode form."""
@@ -195,6 +265,29 @@ class _Listing:
                 composed = unicodedata.normalize("NFC", known)
                 self._composed[composed] = None if composed in self._composed else known
         return self._composed.get(unicodedata.normalize("NFC", path))
+
+    def ending_in(self, end: str) -> list[str]:
+        """The paths that end so, in any Unicode form: as a whole, else without the ending of their format."""
+        if self._by_stem is None:
+            self._by_stem = {}
+            for path in self._paths:
+                self._by_stem.setdefault(_stem(path), []).append(path)
+        end = unicodedata.normalize("NFC", end)
+        name = end.rpartition("/")[2]
+        is_image = name.lower().endswith(image_suffixes())
+        for stem in (name.rpartition(".")[0],) if is_image else (name,):
+            candidates = [(unicodedata.normalize("NFC", path), path) for path in self._by_stem.get(stem, ())]
+            if not is_image:
+                candidates = [(known.rpartition(".")[0], path) for known, path in candidates]
+            found = [path for known, path in candidates if known == end or known.endswith(f"/{end}")]
+            if found:
+                return found
+        return []
+
+
+def _stem(path: str) -> str:
+    """The name of a file without its ending, composed."""
+    return unicodedata.normalize("NFC", path).rpartition("/")[2].rpartition(".")[0]
 
 
 def _spellings(written: str) -> Iterator[str]:

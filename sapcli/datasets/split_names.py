@@ -59,6 +59,11 @@ def says_evaluation(name: str) -> bool:
     return not _EVALUATION.isdisjoint(_stripped(word, _FILLERS) for word in _words(name))
 
 
+def says_images(name: str) -> bool:
+    """Whether a folder is called `images` or the like, which tells neither a class nor a split."""
+    return all(word in _FILLERS for word in _words(name))
+
+
 def _words(name: str) -> list[str]:
     plain = unicodedata.normalize("NFKC", name)
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain).casefold()

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from sapcli.datasets.classes import ClassNames, shown
 from sapcli.datasets.folders import Contents, holds_images, look_into, subfolders
-from sapcli.datasets.labels.label_files import label_files_in, read_class_map
-from sapcli.datasets.split_names import SplitRole, mentioned_role, says_evaluation, split_role
+from sapcli.datasets.labels.class_maps import read_class_map
+from sapcli.datasets.labels.label_files import label_files_in
+from sapcli.datasets.labels.standard_files import has_standard_labels, metadata_in
+from sapcli.datasets.split_names import SplitRole, mentioned_role, says_evaluation, says_images, split_role
 from sapcli.errors import DatasetError, UsageError
 
 THE_FOLDER_ITSELF = "."
@@ -237,7 +239,8 @@ class _Division:
         inside = [file for name in called for file in label_files_in(self._root / name)]
         beside = label_files_in(self._root)
         about_them = [file for file in beside if _mentions(file.stem, called)]
-        if self._labelled and not (others and not several):
+        own = metadata_in(self._root) is not None or all(has_standard_labels(self._root / name) for name in called)
+        if (self._labelled or own) and not (others and not several):
             return self._divided(called, others)
         # Where every class folder has such a file, it is no sign of a split.
         told = about_them or (inside and not any(label_files_in(self._root / name) for name in others))
@@ -302,7 +305,7 @@ class _Division:
             tests = [name for name in tests if name not in evaluations]
             roles |= {SplitRole.VALIDATION: evaluations, SplitRole.TEST: tests}
             said.append(f"{self._root}: {shown(evaluations)} beside {shown(tests)} is used for validation")
-        unlabelled = () if self._labelled else tuple(name for name in called if not self._look(name).folders)
+        unlabelled = () if self._labelled else tuple(name for name in called if self._is_without_labels(name))
         return Splits(
             self._root,
             {role: tuple(names) for role, names in roles.items()},
@@ -310,6 +313,13 @@ class _Division:
             unlabelled,
             tuple(said),
         )
+
+    def _is_without_labels(self, name: str) -> bool:
+        """Whether a split has neither class folders nor a file of a known name with its labels."""
+        folders = self._look(name).folders
+        if folders and not (len(folders) == 1 and says_images(folders[0])):
+            return False
+        return not has_standard_labels(self._root / name) and metadata_in(self._root) is None
 
     def _doubtful(self, what: str, hint: str, called: Sequence[str] = (), others: Sequence[str] = ()) -> Splits:
         return replace(self._divided(called, others), doubt=DatasetError(f"{self._root}: {what}", hint), remarks=())

@@ -36,14 +36,16 @@ _CHECKSUM_SUFFIX = ".sha256"
 # What people are told of when it need not be made again, in the words of the stage that makes it.
 _SHOWN = {
     "scores": "scoring training images",
+    "views": "looking at images",
     "validation": "validating the unchanged model",
     "trusted": "selecting trusted samples",
     "bases": "capturing activations",
+    "start": "preparing to train",
 }
 _KEY_LENGTH = 32
 # What an entry is called; only files of such a name are counted or removed, and only of a kind that is ours.
 _ENTRY = re.compile(rf"([a-z]+)-[0-9a-f]{{{_KEY_LENGTH}}}")
-_KINDS = frozenset({*_SHOWN, "unreadable", "remarks", "probe", "digests", "fingerprint", "parts"})
+_KINDS = frozenset({*_SHOWN, "unreadable", "remarks", "probe", "digests", "training", "fingerprint", "parts"})
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -127,7 +129,7 @@ class Cache:
 
     def _path(self, kind: str, parts: Mapping[str, object]) -> Path:
         self._kinds.add(kind)
-        return self.folder / f"{kind}-{_key(parts)}"
+        return self.folder / f"{kind}-{entry_key(parts)}"
 
     def info(self) -> CacheInfo:
         """What the folder holds now."""
@@ -241,11 +243,49 @@ class Cache:
                 file.unlink()
 
 
+class MemoryCache(Cache):
+    """Entries as objects, for as long as the process lives: of what no hash on disk could tell apart.
+
+    Nothing is read from a disk or written to one.
+
+    Args:
+        progress: As of `Cache`.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(Path(), progress)
+        self._contents: dict[str, object] = {}
+
+    def find(self, kind: str, parts: Mapping[str, object], read: Callable[[Path], Content]) -> Content | None:  # noqa: ARG002
+        """The entry for `parts`, where it was kept."""
+        found: Content | None = self._contents.get(self._path(kind, parts).name)  # type: ignore[assignment]
+        return found
+
+    def keep(
+        self,
+        kind: str,
+        parts: Mapping[str, object],
+        content: Content,
+        write: Callable[[Content, Path], None],  # noqa: ARG002
+    ) -> None:
+        """Keep the entry for `parts`."""
+        self._contents[self._path(kind, parts).name] = content
+
+    def discard(self, kind: str, parts: Mapping[str, object]) -> None:
+        """Forget the entry for `parts`, if there is one."""
+        self._contents.pop(self._path(kind, parts).name, None)
+
+    def has(self, kind: str, parts: Mapping[str, object]) -> bool:
+        """Whether there is an entry for `parts`."""
+        return self._path(kind, parts).name in self._contents
+
+
 def _checksum_path(path: Path) -> Path:
     return path.with_name(path.name + _CHECKSUM_SUFFIX)
 
 
-def _key(parts: Mapping[str, object]) -> str:
+def entry_key(parts: Mapping[str, object]) -> str:
+    """The hash by which an entry made from `parts` is found."""
     text = json.dumps({"version": _VERSION, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_KEY_LENGTH]
 

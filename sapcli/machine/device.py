@@ -76,6 +76,14 @@ def fast_dtype(device: torch.device, precision: Precision, parameters: int) -> t
     return torch.bfloat16 if wanted else None
 
 
+def float16_dtype(device: torch.device, precision: Precision, parameters: int) -> torch.dtype | None:
+    """What training converts to on GPUs that know float16 and no bfloat16; `None` elsewhere; see `fast_dtype`."""
+    if device.type != "cuda" or precision is not Precision.AUTO or parameters < _WORTH_CONVERTING:
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    return torch.float16 if (7, 0) <= capability < (8, 0) else None
+
+
 def _is_fast_at_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

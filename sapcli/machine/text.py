@@ -72,6 +72,12 @@ def json_without_commands(text: str) -> str:
     return text.replace("##[", "##\\u005b").replace("::", ":\\u003a")
 
 
+def json_array(lines: str) -> str:
+    """JSON Lines as one array, an element a line."""
+    rows = lines.split("\n")[:-1]
+    return "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[]\n"
+
+
 def in_one_line(error: BaseException) -> str:
     """An exception's kind and text, as one line of a message."""
     try:

@@ -20,7 +20,7 @@ from sapcli.networks.building_limits import BuildingLimits
 from sapcli.networks.description import Description, NamedClasses, describe, metadata_of
 from sapcli.networks.factories import Factory, find_factory, runs_own_code, values_outside_of_checkpoints
 from sapcli.networks.fitting import Plan, built_input_size, fitting_plan
-from sapcli.networks.loading import Outline, fill, match_entries
+from sapcli.networks.loading import Outline, fill, match_entries, written_names
 from sapcli.networks.own_model import OwnRecipe, fill_own, load_own, make_contiguous, same_tensors
 from sapcli.networks.preprocessing import Preprocessing, Settings, resolve_preprocessing
 from sapcli.networks.recognition import name_of_only_match
@@ -48,7 +48,9 @@ class Architecture:
         runs_first: Whether the network runs once before it is filled, since some shapes wait for the first images.
         factory: What builds it; looked up by its name where None.
         label_source: Where `label_names` stand: `label_names of config.json`; empty without any.
-        names_passed_over: What is to be said of class names that are not as many as the outputs, a sentence each.
+        names_passed_over: What is to be said of class names that are not as many as the outputs, and of a `config.json`
+            that is not used, a sentence each.
+        is_live: Whether it is that of a module in memory, which nothing names.
     """
 
     name: str
@@ -63,11 +65,14 @@ class Architecture:
     factory: Factory | None = field(default=None, repr=False, compare=False)
     label_source: str = ""
     names_passed_over: tuple[str, ...] = ()
+    is_live: bool = False
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata keys by which a file that holds them, far from any `config.json`, is understood again."""
-        settings = self.preprocessing.to_settings()
-        return metadata_of(Description(self.name, self.source, self.arguments, settings, self.label_names))
+        # Ready tensors tell nothing of how images of files are prepared.
+        settings = {} if self.preprocessing.is_ready else self.preprocessing.to_settings()
+        name = None if self.is_live else self.name
+        return metadata_of(Description(name, self.source, self.arguments, settings, self.label_names))
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class LoadedModel:
             types.
         entry_names: From a name in the network's state dict to the checkpoint's entry; tied names may share one.
         extra_entries: The checkpoint's entries that are not the network's.
+        written_names: What a corrected file holds: from its names to the checkpoint's entries.
         kept: The parameters and saved buffers that are never changed, with the reason: the network's own code has made
             something else of the checkpoint's entry, or makes other values of it.
         factory: What built it, in whose surroundings it runs; None for a module that came otherwise.
@@ -88,6 +94,7 @@ class LoadedModel:
     module: nn.Module
     entry_names: Mapping[str, str]
     extra_entries: tuple[str, ...]
+    written_names: Mapping[str, str] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
     factory: Factory | None = None
     notes: tuple[str, ...] = ()
@@ -105,6 +112,8 @@ def resolve_architecture(
     spec: str | None = None,
     arguments: Mapping[str, object] | None = None,
     overrides: PreprocessingOverrides = _NO_OVERRIDES,
+    *,
+    for_images: bool = True,
 ) -> Architecture:
     """Find out what a checkpoint's network is.
 
@@ -113,21 +122,25 @@ def resolve_architecture(
         spec: The user's `--arch`; None to take what the checkpoint says, or what its tensors are.
         arguments: The user's `--arch-arg`, before the checkpoint's own.
         overrides: The user's preprocessing options, before all others.
+        for_images: Whether images are going to be prepared; otherwise their mean and std need not be known.
 
     Raises:
         ArchitectureError: If nothing names the architecture, it cannot be built, the tensors do not fit it, or its
             preprocessing is unknown.
     """
     description = describe(checkpoint, spec)
-    factory = find_factory(description.name or name_of_only_match(checkpoint))
-    own = Settings(description.source, description.settings)
-    requested = overrides.input_size or description.settings.get("input_size")
+    own = [Settings(description.source, description.settings)]
+    if description.trained is not None:
+        own.append(Settings(description.trained.source, description.trained.settings))
+    sizes = (overrides.input_size, *(item.values.get("input_size") for item in own))
+    requested = next((size for size in sizes if size is not None), None)
     limits = BuildingLimits.of(checkpoint)
     limits.check_arguments(description.arguments, description.source)
-    plan = fitting_plan(checkpoint, factory, {**description.arguments, **(arguments or {})}, requested)
+    factory, plan = _fitting(checkpoint, description, arguments or {}, requested)
 
-    built_for = built_input_size(plan.arguments, [own, *plan.published])
-    preprocessing = resolve_preprocessing(factory.name, [built_for, own, *plan.published], overrides)
+    built_for = built_input_size(plan.arguments, [*own, *plan.published])
+    sources = [built_for, *own, *plan.published]
+    preprocessing = resolve_preprocessing(factory.name, sources, overrides, for_images=for_images)
     # What the user's own code builds is the user's own business.
     with limits.on_tensors() if plan.arguments and factory.own is None else contextlib.nullcontext():
         num_classes = plan.num_classes or _outputs(checkpoint, factory, plan, preprocessing.input_size)
@@ -144,8 +157,30 @@ def resolve_architecture(
         runs_first=plan.runs_first,
         factory=factory,
         label_source="" if classes is None else classes.source,
-        names_passed_over=passed_over,
+        names_passed_over=(*description.passed_over, *passed_over),
     )
+
+
+def _fitting(
+    checkpoint: Checkpoint, description: Description, arguments: Mapping[str, object], requested: object
+) -> tuple[Factory, Plan]:
+    """What builds the network, and how.
+
+    What a training's arguments name may be the network that it began with, and another one by the end: where it does
+    not fit, the tensors decide.
+    """
+    name, given = description.name, {**description.arguments, **arguments}
+    trained = description.trained
+    try:
+        factory = find_factory(name or name_of_only_match(checkpoint))
+        return factory, fitting_plan(factory.renamed(checkpoint, given), factory, given, requested)
+    except ArchitectureError:
+        if trained is None or name is None or name != trained.name or description.source != trained.source:
+            raise
+        with contextlib.suppress(ArchitectureError):
+            factory = find_factory(name_of_only_match(checkpoint))
+            return factory, fitting_plan(checkpoint, factory, arguments, requested)
+        raise
 
 
 def load_model(checkpoint: Checkpoint, architecture: Architecture, device: torch.device) -> LoadedModel:
@@ -163,13 +198,15 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, device: torch
     """
     factory = architecture.factory or find_factory(architecture.name)
     arguments = _with_classes(factory, architecture.arguments, architecture.num_classes)
+    checkpoint = factory.renamed(checkpoint, architecture.arguments)
     if factory.own is None:
         return _library_model(checkpoint, architecture, factory, arguments, device)
     size = architecture.preprocessing.input_size
     model = load_own(OwnRecipe(factory, checkpoint, arguments, size, architecture.runs_first))
     with factory.running(f"cannot be moved to {device}"):
         model.module.to(device)
-    return LoadedModel(model.module, model.entry_names, model.extra_entries, model.kept, factory, model.notes)
+    written = written_names(checkpoint, model.entry_names, model.extra_entries)
+    return LoadedModel(model.module, model.entry_names, model.extra_entries, written, model.kept, factory, model.notes)
 
 
 def _library_model(
@@ -197,7 +234,8 @@ def _library_model(
     fill(network, checkpoint, match)
     network.eval()
     make_contiguous(network)
-    return LoadedModel(network.to(device), match.entry_names, match.extra_entries, notes=tuple(notes))
+    written = written_names(checkpoint, match.entry_names, match.extra_entries)
+    return LoadedModel(network.to(device), match.entry_names, match.extra_entries, written, notes=tuple(notes))
 
 
 def _classes(description: Description, num_classes: int) -> tuple[NamedClasses | None, tuple[str, ...]]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sapcli.checkpoints.class_names import TOP_KEYS, saved_class_names
 from sapcli.checkpoints.pytorch_file import LABEL_NAMES_KEY
-from sapcli.errors import ArchitectureError
+from sapcli.errors import ArchitectureError, SapError
 from sapcli.machine.text import can_be_printed
 from sapcli.networks.factories import runs_own_code
+from sapcli.networks.huggingface.classifiers import PREFIX, classifier_named_by, network_config
+from sapcli.networks.huggingface.image_processor import processor_settings
+from sapcli.networks.training_arguments import TrainingArguments, training_arguments
 
 if TYPE_CHECKING:
     from sapcli.checkpoints.checkpoint import Checkpoint
 
 _METADATA_PREFIX = "sap."
+_FLAT = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 T = TypeVar("T")
 
@@ -49,6 +53,8 @@ class Description:
         settings: The preprocessing, in the terms of timm's `pretrained_cfg`.
         label_names: The classes' names in the order of the outputs, as the first of `named_classes` has them.
         named_classes: All that name the classes, those that count most first.
+        trained: What the file of a training says beside its weights; its preprocessing always counts.
+        passed_over: What is to be said of a `config.json` that is not used, a sentence each.
     """
 
     name: str | None
@@ -57,6 +63,8 @@ class Description:
     settings: Mapping[str, object] = field(default_factory=dict)
     label_names: tuple[str, ...] | None = None
     named_classes: tuple[NamedClasses, ...] = field(default=(), compare=False)
+    trained: TrainingArguments | None = field(default=None, compare=False)
+    passed_over: tuple[str, ...] = field(default=(), compare=False)
 
 
 def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
@@ -68,39 +76,68 @@ def describe(checkpoint: Checkpoint, spec: str | None) -> Description:
     The label names and the preprocessing belong to the weights, whoever names the architecture; the arguments and the
     preprocessing only count where they were written for the architecture that is used.
     """
-    written = [
-        _description(checkpoint.config or {}, "config.json"),
-        _description(_metadata_config(checkpoint.metadata), "the metadata"),
-    ]
+    own_config, passed_over = _config(checkpoint, is_named=spec is not None and not spec.startswith(PREFIX))
+    written = [own_config, _description(_metadata_config(checkpoint.metadata), "the metadata")]
     first, second = (item.name for item in written)
     is_ours = f"{_METADATA_PREFIX}architecture" in checkpoint.metadata
     if is_ours and first is not None and second is not None and _identity(first) != _identity(second):
         del written[0]
     named_classes = tuple(classes for item in written for classes in item.named_classes)
-    label_names = named_classes[0].names if named_classes else None
-    classes = label_names, named_classes
+    trained = training_arguments(checkpoint)
+    if trained is not None:
+        written.append(Description(trained.name, trained.source, trained.arguments))
     named = next((item for item in written if item.name is not None), written[0])
+    result = replace(
+        named,
+        label_names=named_classes[0].names if named_classes else None,
+        named_classes=named_classes,
+        trained=trained,
+        passed_over=passed_over,
+    )
     if spec is None:
         if named.name is not None and runs_own_code(named.name):
             raise ArchitectureError(
                 f"{named.source} of {checkpoint.source} names the code {named.name!r}, which only runs if you say so",
                 f"Look at it, then give --arch {named.name!r}.",
             )
-        return Description(named.name, named.source, named.arguments, named.settings, *classes)
+        return result
     if named.name is None or _identity(named.name) == _identity(spec):
-        return Description(spec, named.source, named.arguments, named.settings, *classes)
-    return Description(spec, "--arch", {}, {}, *classes)
+        return replace(result, name=spec)
+    return replace(result, name=spec, source="--arch", arguments={}, settings={})
+
+
+def _config(checkpoint: Checkpoint, *, is_named: bool) -> tuple[Description, tuple[str, ...]]:
+    """What `config.json` says; where the user names the architecture, one that cannot be understood stops nothing."""
+    config = checkpoint.config or {}
+    try:
+        name = None if is_named else classifier_named_by(config)
+        if name is not None:
+            return _of_transformers(checkpoint, config, name), ()
+        return _description(config, "config.json"), ()
+    except SapError as error:
+        # Names of classes are not those of another schema: what is wrong with them is.
+        if not is_named or error.message.startswith("label_names"):
+            raise
+        return Description(None, "config.json"), (f"config.json is not used: {error.message}",)
+
+
+def _of_transformers(checkpoint: Checkpoint, config: Mapping[str, object], name: str) -> Description:
+    """What a `config.json` of transformers says, and the image processor beside it."""
+    assert checkpoint.path is not None
+    settings = processor_settings(checkpoint.path.parent, checkpoint.source)
+    named = _named_classes(config, "config.json")
+    arguments = {"config": network_config(config)}
+    names = named[0].names if named else None
+    return Description(name, "config.json", arguments, settings or {}, names, tuple(named))
 
 
 def describes_itself(checkpoint: Checkpoint) -> bool:
     """Whether `config.json` beside the checkpoint, or its metadata, names an architecture."""
-    return any(
-        _description(config, source).name is not None
-        for config, source in (
-            (checkpoint.config or {}, "config.json"),
-            (_metadata_config(checkpoint.metadata), "the metadata"),
-        )
-    )
+    written = [
+        _config(checkpoint, is_named=True)[0],
+        _description(_metadata_config(checkpoint.metadata), "the metadata"),
+    ]
+    return any(item.name is not None for item in written)
 
 
 def _identity(spec: str) -> tuple[str, str]:
@@ -111,7 +148,7 @@ def _identity(spec: str) -> tuple[str, str]:
 
 def _description(config: Mapping[str, object], source: str) -> Description:
     """Read a configuration in timm's schema."""
-    settings = _typed(config, "pretrained_cfg", dict, source) or {}
+    settings = _typed(config, "pretrained_cfg", dict, source) or _flat_settings(config)
     arguments = _typed(config, "model_args", dict, source) or {}
     labels = config.get("label_names") or settings.get("label_names")
     named_classes = _named_classes(config, source)
@@ -128,6 +165,11 @@ def _description(config: Mapping[str, object], source: str) -> Description:
         label_names=named_classes[0].names if named_classes else None,
         named_classes=tuple(named_classes),
     )
+
+
+def _flat_settings(config: Mapping[str, object]) -> dict[str, object]:
+    """The preprocessing where timm's older versions have it: beside `architecture`, in no `pretrained_cfg`."""
+    return {key: config[key] for key in _FLAT if key in config} if "architecture" in config else {}
 
 
 def _named_classes(config: Mapping[str, object], source: str) -> list[NamedClasses]:

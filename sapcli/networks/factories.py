@@ -7,14 +7,16 @@ which the checkpoint replaces; the user's own is built as its code builds it, si
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,14 +25,20 @@ from torch.overrides import TorchFunctionMode
 from sapcli.errors import ArchitectureError
 from sapcli.machine.text import in_one_line
 from sapcli.networks.building_limits import BuildingLimits, NetworkTooLargeError
+from sapcli.networks.huggingface.classifiers import PREFIX, as_named_in_network, build_classifier
+from sapcli.networks.light_imports import without_compiler
 from sapcli.networks.own_code import RUN_AGAIN, OwnCode, load_own_code
 from sapcli.settings import names_own_code
+
+if TYPE_CHECKING:
+    from sapcli.checkpoints.checkpoint import Checkpoint
 
 # What would fetch or unpickle weights other than the checkpoint's; a config.json from elsewhere must not reach it.
 _WEIGHT_ARGUMENTS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
 )
 
+_NAME = re.compile(r"[a-z][\w.]{1,99}")
 _CORRECT = "Correct the factory, or its arguments (--arch-arg key=value); --debug shows the traceback."
 
 _RANDOM_FILLS = frozenset(
@@ -57,12 +65,15 @@ class Factory:
         own: The user's own code that it belongs to; None for a library's.
         settings: The preprocessing that the library publishes beside the network, in timm's terms, where the network
             does not carry it itself.
+        names: From the network's names to the entries of a checkpoint, for a library that renames what it loads; called
+            with the checkpoint and `config`.
     """
 
     name: str
     function: Callable[..., object]
     own: OwnCode | None = None
     settings: Callable[[], Mapping[str, object] | None] = lambda: None
+    names: Callable[..., Mapping[str, str]] | None = None
 
     @property
     def code_digest(self) -> str:
@@ -73,6 +84,12 @@ class Factory:
         """Whether the function can be called with `argument`."""
         parameters = _parameters(self.function)
         return argument in parameters or _takes_any_keyword(parameters)
+
+    def renamed(self, checkpoint: Checkpoint, arguments: Mapping[str, object]) -> Checkpoint:
+        """The checkpoint with its entries known by the network's names, where the library renames what it loads."""
+        if self.names is None or "config" not in arguments:
+            return checkpoint
+        return dataclasses.replace(checkpoint, known_as=self.names(checkpoint, config=arguments["config"]))
 
     def options_of(self, network: nn.Module) -> dict[str, object]:
         """The arguments, with their defaults, that shape `network`: the factory's, and those it hands to its class."""
@@ -216,9 +233,30 @@ def find_factory(spec: str) -> Factory:
         return _find_timm(name) or _unknown(spec)
     if library == "torchvision":
         return _find_torchvision(name) or _unknown(spec)
+    if spec.startswith(PREFIX):
+        return Factory(
+            spec,
+            functools.partial(build_classifier, name),
+            names=functools.partial(as_named_in_network, class_name=name),
+        )
     place, _, name = spec.rpartition(":")
     own = load_own_code(spec, place)
     return Factory(spec, own.get(spec, name), own)
+
+
+def known_library(name: str, *, prefers_timm: bool = True) -> str | None:
+    """The library that has a network of that name, without imports for names that can be none's.
+
+    Args:
+        name: A bare name, or one with its library before it (`torchvision:resnet18`, `timm/resnet18`).
+        prefers_timm: Which of both goes first where both have it.
+    """
+    library, colon, bare = _without_hub(name).rpartition(":")
+    if not _NAME.fullmatch(bare) or (colon and library not in {"timm", "torchvision"}):
+        return None
+    find = {"timm": _find_timm, "torchvision": _find_torchvision}
+    order = ("timm", "torchvision") if prefers_timm else ("torchvision", "timm")
+    return next((each for each in ((library,) if colon else order) if find[each](bare) is not None), None)
 
 
 def runs_own_code(spec: str) -> bool:
@@ -243,7 +281,8 @@ def _find_timm(name: str) -> Factory | None:
 
 
 def _find_torchvision(name: str) -> Factory | None:
-    from torchvision import models
+    with without_compiler():
+        from torchvision import models
 
     if name not in models.list_models(module=models):
         return None

@@ -104,17 +104,21 @@ def built_input_size(arguments: Mapping[str, object], known: Sequence[Settings])
     return Settings("the network's arguments", {"input_size": (arguments.get("in_chans", size[0]), height, width)})
 
 
-def _published_settings(factory: Factory, network: nn.Module) -> tuple[Settings, ...]:
-    found = []
+def carried_settings(network: nn.Module, name: str) -> tuple[Settings, ...]:
+    """What a network says itself about the preprocessing, as timm's do; `name` is what messages call it."""
     for attribute in ("pretrained_cfg", "default_cfg"):
         settings: object = getattr(network, attribute, None)
         if is_dataclass(settings) and not isinstance(settings, type):  # timm's PretrainedCfg
             settings = vars(settings)
         if isinstance(settings, Mapping) and settings:
-            found.append(Settings(f"the {attribute} of {factory.name}", settings))
-            break
+            return (Settings(f"the {attribute} of {name}", settings),)
+    return ()
+
+
+def _published_settings(factory: Factory, network: nn.Module) -> tuple[Settings, ...]:
+    found = carried_settings(network, factory.name)
     library = factory.settings()
-    return (*found, Settings(f"the published weights of {factory.name}", library)) if library else tuple(found)
+    return (*found, Settings(f"the published weights of {factory.name}", library)) if library else found
 
 
 def _variants(case: _Case, plain: Plan) -> Iterator[Plan]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sapcli.checkpoints.checkpoint import refuse_quantised
-from sapcli.checkpoints.entry_names import TRAINING_STATE, candidate_prefixes
+from sapcli.checkpoints.entry_names import candidate_prefixes, is_beside_network, top_prefixes
 from sapcli.checkpoints.other_formats import explain_names
 from sapcli.errors import ArchitectureError, NumericsError
 
@@ -124,8 +124,48 @@ def match_entries(checkpoint: Checkpoint, outline: Outline) -> Match:
     A name whose tensor was left out because it shares its memory with another (safetensors' `save_model` does that, and
     says in the metadata which name stands for it) takes the other's entry.
     """
-    prefixes = candidate_prefixes(checkpoint.unwrapped_names) or [""]
-    return min((_match_under(prefix, checkpoint, outline) for prefix in prefixes), key=lambda match: match.misfits)
+    names = checkpoint.unwrapped_names
+    prefixes = candidate_prefixes(names) or [""]
+    if checkpoint.training is not None and checkpoint.training.is_lightning:
+        prefixes = list(dict.fromkeys([*prefixes, *top_prefixes(names)]))
+    matches = [_match_under(prefix, checkpoint, outline) for prefix in prefixes]
+    best = min(matches, key=lambda match: match.misfits)
+    others = [match for match in matches if match.fits and not match.prefix.startswith(best.prefix)]
+    if best.fits and others and best.prefix:
+        several = [match.prefix.rstrip(".") for match in (best, *others)]
+        raise ArchitectureError(
+            f"{checkpoint.source} holds {len(several)} networks that fit: {', '.join(several)}",
+            f"Say which one with --weights, as in --weights {several[0]}.",
+        )
+    return best
+
+
+def written_names(checkpoint: Checkpoint, entry_names: Mapping[str, str], extra: Collection[str]) -> dict[str, str]:
+    """What a corrected file holds: from the names in it to the checkpoint's entries.
+
+    Of the state dict in a training file it is the network's entries alone. Where that state dict is a part of the file
+    and has more than the network (a Lightning module with its losses, an average with its counter), they get the
+    network's own names. Of all others it is all entries, under the names that they have.
+
+    Args:
+        checkpoint: The checkpoint.
+        entry_names: From the network's names to the entries that fill it.
+        extra: The entries that are not the network's.
+    """
+    training = checkpoint.training
+    every = {name: name for name in checkpoint.entries}
+    if training is None or not training.is_part or not checkpoint.beside.isdisjoint(every):
+        return every
+    others = set(extra)
+    own = [name for name in checkpoint.entries if name not in others]
+    if not own or not (others or training.is_lightning):
+        return every
+    prefixes = {entry.removesuffix(name) for name, entry in entry_names.items() if entry.endswith(name)}
+    prefix = max((it for it in prefixes if all(name.startswith(it) for name in own)), key=len, default="")
+    # Buffers that the network computes itself stay with it.
+    own += [name for name in extra if prefix and name.startswith(prefix)]
+    kept = set(own)
+    return {name.removeprefix(prefix): name for name in checkpoint.entries if name in kept}
 
 
 def fill(network: nn.Module, checkpoint: Checkpoint, match: Match) -> None:
@@ -189,12 +229,16 @@ def _match_under(prefix: str, checkpoint: Checkpoint, outline: Outline) -> Match
         elif name not in outline.optional:
             missing.append(name)
 
+    # A Lightning module has more than its network: losses, metrics, buffers of its own.
+    is_part = bool(prefix) and checkpoint.training is not None and checkpoint.training.is_lightning
     used = set(entry_names.values())
     derived = {prefix + name for name in outline.derived}
     leftover = {entry: name for name, entry in names.items() if entry not in used}
     extra = {
-        entry: None for entry, name in leftover.items() if name in derived or name.partition(".")[0] in TRAINING_STATE
-    }
+        entry: None
+        for entry, name in leftover.items()
+        if name in derived or is_beside_network(name) or (is_part and not name.startswith(prefix))
+    } | dict.fromkeys(name for name in entries if name in checkpoint.beside)
     return Match(
         prefix=prefix,
         entry_names=entry_names,

@@ -188,7 +188,7 @@ def _lacks_nothing(found: Any, outline: Outline, prefix: str, match: Match, chec
     if missing is None or unexpected is None:
         return False
     names = {entry: name.removeprefix(prefix) for name, entry in checkpoint.unwrapped_names.items()}
-    extra = {names[entry] for entry in match.extra_entries}
+    extra = {names[entry] for entry in match.extra_entries if entry in names}
     return all(name in outline.optional or name.endswith(_EXTRA_STATE) for name in missing) and extra.issuperset(
         unexpected
     )

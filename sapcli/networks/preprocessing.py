@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +12,11 @@ from typing import TypeGuard
 from sapcli.errors import ArchitectureError, SapError, UsageError
 from sapcli.settings import Exif, PreprocessingOverrides
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-_CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+"""What can be chosen, by timm's names."""
+# What stands for the filter and the crop where nothing is resized or cropped.
+_READY = "none"
 
 # The effect of these on images of about the input's size is small; the other settings have no harmless value.
 _HARMLESS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
@@ -31,13 +36,15 @@ class Preprocessing:
 
     Attributes:
         input_size: Channels, height, width.
-        mean: Per channel, of values in [0, 1]; subtracted.
+        mean: Per channel, of values in [0, 1]; subtracted. Empty where it is not known, and no image is prepared.
         std: Per channel, likewise; divided by.
         interpolation: PIL's name of the filter, in lower case.
         crop_pct: The side of the crop over the side that the image is resized to.
         crop_mode: `center`, `squash` or `border`, as in timm.
         source: Where the settings come from, for people.
         exif: What becomes of the images' EXIF orientation.
+        image_processor: The settings of the image processor of transformers that resizes and crops, as JSON; empty
+            where that is done here. The mean and the deviation are those of what it makes.
     """
 
     input_size: tuple[int, int, int]
@@ -48,18 +55,30 @@ class Preprocessing:
     crop_mode: str
     source: str
     exif: Exif = Exif.IGNORE
+    image_processor: str = ""
 
     def __str__(self) -> str:
         """The settings in one line."""
         channels, height, width = self.input_size
-        mean, std = (",".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        if self.is_ready:
+            return f"{channels}x{height}x{width}, ready tensors taken as they are"
+        mean, std = (",".join(f"{value:.3g}" for value in values) or "not known" for values in (self.mean, self.std))
         crop = f"crop {self.crop_pct:.3g}" + (f" {self.crop_mode}" if self.crop_mode != "center" else "")
         turned = ", EXIF orientation applied" if self.exif is Exif.APPLY else ""
-        return f"{channels}x{height}x{width}, {self.interpolation}, {crop}, mean {mean}, std {std}{turned}"
+        resized = f"{self.interpolation}, {crop}"
+        if self.image_processor:
+            resized = f"by transformers' {json.loads(self.image_processor).get('image_processor_type')}"
+        return f"{channels}x{height}x{width}, {resized}, mean {mean}, std {std}{turned}"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is nothing to prepare, since the images are the network's inputs."""
+        return self.crop_mode == _READY
 
     def to_settings(self) -> dict[str, object]:
         """All but the source, in the terms of timm's `pretrained_cfg`; `exif`, which it has not, only where applied."""
-        left_out = {"source"} if self.exif is Exif.APPLY else {"source", "exif"}
+        left_out = {"source"} | ({"exif"} if self.exif is not Exif.APPLY else set())
+        left_out |= set() if self.image_processor else {"image_processor"}
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
 
@@ -71,13 +90,23 @@ class Settings:
     values: Mapping[str, object]
 
 
-def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: PreprocessingOverrides) -> Preprocessing:
+def ready_tensors(shape: Sequence[int]) -> Preprocessing:
+    """The preprocessing of tensors `[C, H, W]` that are the network's inputs as they are."""
+    channels, height, width = shape
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    return Preprocessing((channels, height, width), mean, std, _READY, 1.0, _READY, "the dataset's tensors")
+
+
+def resolve_preprocessing(
+    name: str, sources: Sequence[Settings], overrides: PreprocessingOverrides, *, for_images: bool = True
+) -> Preprocessing:
     """Put the preprocessing together.
 
     Args:
         name: The architecture, for messages.
         sources: What is known, the most important first; each setting is taken from the first that has it.
         overrides: The user's options, before all of them.
+        for_images: Whether images are going to be prepared; otherwise mean and std may be left open, and are empty.
 
     Raises:
         ArchitectureError: If the input size, mean or std is known from nowhere, or a value makes no sense.
@@ -86,35 +115,49 @@ def resolve_preprocessing(name: str, sources: Sequence[Settings], overrides: Pre
     given = {key: value for key, value in vars(overrides).items() if value is not None}
     layers = [*(Settings(f"--{key.replace('_', '-')}", {key: value}) for key, value in given.items()), *sources]
     chosen: dict[str, tuple[object, str]] = {}  # the value and where it comes from
-    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "exif"):
-        layer = next((layer for layer in layers if layer.values.get(key) is not None), None)
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "exif", "image_processor"):
+        layer = next((layer for layer in layers if layer.values.get(key) not in (None, "")), None)
         if layer is None and key in _HARMLESS:
             layer = Settings(f"the default {key}", _HARMLESS)
         if layer is not None:
             chosen[key] = layer.values[key], layer.source
 
-    unknown = [option for key, option in _OPTIONS.items() if key not in chosen]
+    left_open = () if for_images else ("mean", "std")
+    unknown = [option for key, option in _OPTIONS.items() if key not in chosen and key not in left_open]
     if unknown:
         raise ArchitectureError(
             f"{name} does not say how its input images are prepared, and nothing else does",
             f"Give {', '.join(unknown)} as in the training, or a pretrained_cfg on the network or in config.json.",
         )
+    # What resizes and crops in another way than a processor takes its place.
+    if {"input_size", "interpolation", "crop_pct"} & given.keys():
+        chosen.pop("image_processor", None)
     size = _sizes(*chosen["input_size"])
     crop_pct = _positive("crop_pct", *chosen["crop_pct"])
     if math.prod(size) / crop_pct / crop_pct > max(_MOST_BEFORE_CROPPING, 4 * math.prod(size)):
         raise _senseless("crop_pct", crop_pct, "a share that makes no image of gigabytes", chosen["crop_pct"][1])
-    mean, std = (_per_channel(key, *chosen[key], size[0]) for key in ("mean", "std"))
-    _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
+    mean, std = (_per_channel(key, *chosen[key], size[0]) if key in chosen else () for key in ("mean", "std"))
+    if mean and std:
+        _refuse_0_to_255(mean, std, {key: where for key, (_, where) in chosen.items()})
     return Preprocessing(
         input_size=size,
         mean=mean,
         std=std,
-        interpolation=_one_of("interpolation", *chosen["interpolation"], _INTERPOLATIONS),
+        interpolation=_one_of("interpolation", *chosen["interpolation"], INTERPOLATIONS),
         crop_pct=crop_pct,
-        crop_mode=_one_of("crop_mode", *chosen["crop_mode"], _CROP_MODES),
+        crop_mode=_one_of("crop_mode", *chosen["crop_mode"], CROP_MODES),
         source=", ".join(dict.fromkeys(where for _, where in chosen.values())),
         exif=Exif(_one_of("exif", *chosen["exif"], tuple(Exif))) if "exif" in chosen else Exif.IGNORE,
+        image_processor=_processor(*chosen["image_processor"]) if "image_processor" in chosen else "",
     )
+
+
+def _processor(value: object, where: str) -> str:
+    """The settings of an image processor, which name its class."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        if isinstance(value, str) and isinstance(json.loads(value).get("image_processor_type"), str):
+            return value
+    raise _senseless("image_processor", value, "the settings of an image processor of transformers' as JSON", where)
 
 
 def _sizes(value: object, where: str) -> tuple[int, int, int]:
@@ -183,5 +226,7 @@ def _senseless(key: str, value: object, expected: str, where: str) -> SapError:
     kind = UsageError if where.startswith("--") else ArchitectureError
     return kind(
         f"the preprocessing's {key} is {value!r} (from {where}), expected {expected}",
-        f"Give --{option}, or correct it there." if key != "crop_mode" else "Correct it there.",
+        f"Give --{option}, or correct it there."
+        if key not in ("crop_mode", "image_processor")
+        else "Correct it there.",
     )

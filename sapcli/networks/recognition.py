@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from sapcli.checkpoints.entry_names import TRAINING_STATE, candidate_prefixes
+from sapcli.checkpoints.entry_names import candidate_prefixes, is_beside_network
 from sapcli.errors import ArchitectureError
 from sapcli.networks.class_count import ClassDimension, Shapes, count_classes
 from sapcli.networks.preprocessing import Preprocessing
@@ -195,7 +195,7 @@ def _views(checkpoint: Checkpoint) -> Iterator[dict[str, tuple[int, ...]]]:
     weights = {
         name: checkpoint.entries[entry].shape
         for name, entry in checkpoint.unwrapped_names.items()
-        if name.partition(".")[0] not in TRAINING_STATE
+        if not is_beside_network(name)
     }
     # safetensors' `save_model` leaves tied tensors out, and says in the metadata which name stands for them.
     left_out = {name: weights[kept] for name, kept in checkpoint.metadata.items() if kept in weights}

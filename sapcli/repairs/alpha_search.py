@@ -108,6 +108,7 @@ def best_on_validation(
     energies: bool = False,
     samples: int = 0,
     first_look: Callable[[float], Trial] | None = None,
+    needed: Callable[[float], float] = lambda _alpha: 0.0,
 ) -> Choice:
     """The alpha with the highest accuracy on validation data.
 
@@ -123,6 +124,8 @@ def best_on_validation(
         energies: Whether alpha is a fraction of the energy, as for `gpm`.
         samples: How many samples an accuracy is a fraction of; 0 for exact ones.
         first_look: The accuracy on some of the samples, at most `FIRST_LOOK`, which takes less time.
+        needed: By how much the accuracy of an alpha that was measured has to be above that of the unchanged model, at
+            least 0.
     """
     looks: dict[float, float] = {}
     looked: dict[float, Trial] = {}
@@ -157,14 +160,14 @@ def best_on_validation(
     measured = looks
     if first_look is not None:
         measured = {winner: accuracy(winner)}
-    if measured[winner] <= unchanged:
+    if measured[winner] <= unchanged + needed(winner):
         winner = _best({alpha: score for alpha, score in looks.items() if alpha != winner})
         if winner not in measured:
             measured[winner] = accuracy(winner)
     trials = [Trial(alpha, score) for alpha, score in measured.items()]
     trials += [trial for alpha, trial in looked.items() if alpha not in measured]
     return Choice(
-        winner if measured[winner] > unchanged else None,
+        winner if measured[winner] > unchanged + needed(winner) else None,
         Evidence.VALIDATION,
         tuple(sorted(trials, key=lambda trial: trial.alpha)),
         unchanged,

@@ -12,7 +12,7 @@ those that no image reaches, and those whose tensors are handed to `torch.nn.fun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701 - the one name for all of them
 
 from sapcli.activations.scoring import Classifier
-from sapcli.activations.shares import SharedStage
+from sapcli.activations.shared.shares import SharedStage
 from sapcli.datasets.images import Images
 from sapcli.datasets.smaller_batches import smaller_batch
 from sapcli.machine.out_of_memory import is_out_of_memory
@@ -75,6 +75,7 @@ def reestimate(
     progress: Progress,
     stage: str,
     batch_size: int = BATCHNORM_BATCH,
+    skip: Collection[str] = (),
     ranks: Ranks | None = None,
 ) -> Reestimation:
     """Replace every BatchNorm layer's running mean and variance by those of the images at `indices`.
@@ -88,10 +89,11 @@ def reestimate(
         progress: Told of the images done.
         stage: The stage's name.
         batch_size: Images at a time. Where memory does not suffice, all begins again with half of it.
+        skip: The names of layers whose statistics stay as they are.
         ranks: The processes that share the batches.
     """
     ranks = ranks or Ranks()
-    layers = batchnorm_layers(classifier.module)
+    layers = {name: layer for name, layer in batchnorm_layers(classifier.module).items() if name not in skip}
     while layers:
         as_built = classifier.as_built
         try:

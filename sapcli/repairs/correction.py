@@ -76,23 +76,36 @@ class Correction:
             target = self._parameters[name].data if name in self._parameters else self._buffers[name]
             target.copy_(self._weights.original(name))
 
-    def replacements(self, alpha: float) -> Mapping[str, Tensor]:
-        """What the corrected checkpoint holds instead, by entry, made when asked for; after `apply` of this `alpha`."""
-        return _Replacements(self.changed_entries(), lambda name: self._corrected(name, alpha))
+    def replacements(self, alpha: float, written_names: Mapping[str, str] | None = None) -> Mapping[str, Tensor]:
+        """What the corrected checkpoint holds instead, made when asked for; after `apply` of this `alpha`.
+
+        Args:
+            alpha: The importance's coefficient.
+            written_names: As of `changed_entries`.
+        """
+        return _Replacements(self.changed_entries(written_names), lambda name: self._corrected(name, alpha))
 
     def removed(self, alpha: float) -> dict[str, float]:
         """How much of each projected weight is removed; see `ProjectedWeights.removed`."""
         return {name: self._weights.removed(name, alpha) for name in self._plan.projected}
 
-    def changed_entries(self) -> dict[str, str]:
-        """The name of each entry that changes, to that of the tensor behind it: tied entries all get the same."""
+    def changed_entries(self, written_names: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The name of each entry that changes, to that of the tensor behind it: tied entries all get the same.
+
+        Args:
+            written_names: From the names that are asked for to the checkpoint's entries, as a corrected file has them;
+                None for the entries' own.
+        """
         changed = {_place(self._parameters[name]): name for name in (*self._plan.projected, *self._gains)}
         changed |= {_place(buffer): name for name, buffer in self._buffers.items()}
-        return {
+        entries = {
             self._classifier.loaded.entry_names[name]: changed[_place(tensor)]
             for name, tensor in _tensors(self._classifier.module).items()
             if _place(tensor) in changed and name in self._classifier.loaded.entry_names
         }
+        if written_names is None:
+            return entries
+        return {new: entries[entry] for new, entry in written_names.items() if entry in entries}
 
     def _corrected(self, name: str, alpha: float) -> Tensor:
         return self._calibrated[alpha][name] if name in self._buffers else self._weights.projected(name, alpha).cpu()

@@ -10,6 +10,7 @@ import torch
 from sapcli import __version__
 from sapcli.activations.bases import Bases
 from sapcli.checkpoints.saving import written_digest
+from sapcli.checkpoints.training_file import NAMES_PREFIX
 from sapcli.datasets.contents import from_text, to_text
 from sapcli.networks.architecture import Architecture
 from sapcli.repairs.correction import Correction
@@ -34,15 +35,16 @@ def repair_metadata(
     """The corrected checkpoint's metadata: the input's own, and how it came to be under `sap.*` keys."""
     choice = repair.choice
     trusted_images = from_text(bases.facts.contents)
-    changed = correction.changed_entries() if repair.changed else {}
+    names = session.classifier.loaded.written_names
+    changed = correction.changed_entries(names) if repair.changed else {}
     projected = {entry: name for entry, name in changed.items() if name in {*repair.plan.projected, *bases.gains}}
-    replacements = {} if choice.alpha is None else correction.replacements(choice.alpha)
+    replacements = {} if choice.alpha is None else correction.replacements(choice.alpha, names)
     described = {
         "sap.version": __version__,
         "sap.torch": torch.__version__,
         "sap.precision": str(session.fast_dtype or torch.float32).removeprefix("torch."),
         "sap.input": session.checkpoint.digest,
-        "sap.output": written_digest(session.checkpoint, replacements),
+        "sap.output": written_digest(session.written, replacements),
         "sap.repaired": "true" if repair.changed else "false",
         "sap.alpha": "" if choice.alpha is None else f"{choice.alpha:.12g}",
         "sap.evidence": choice.evidence.value,
@@ -61,8 +63,16 @@ def repair_metadata(
         described["sap.gain"] = json.dumps({"points": gain.points, "interval": [gain.low, gain.high]})
     if forget is not None:
         described |= {"sap.forget": forget.samples, "sap.forget_mode": settings.forget_mode.value}
+    return carried_metadata(session) | described
+
+
+def carried_metadata(session: Session) -> dict[str, str]:
+    """What every corrected checkpoint says: the input's own metadata, without its `sap.*`, and what the network is."""
     kept = {key: text for key, text in session.checkpoint.metadata.items() if not key.startswith("sap.")}
-    return kept | _with_class_names(session).to_metadata() | described
+    names = session.classifier.loaded.written_names
+    prefix = next((entry.removesuffix(name) for name, entry in names.items()), "")
+    shortened = {NAMES_PREFIX: prefix} if prefix else {}
+    return kept | _with_class_names(session).to_metadata() | shortened
 
 
 def _with_class_names(session: Session) -> Architecture:

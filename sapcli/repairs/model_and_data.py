@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,27 +12,47 @@ from pathlib import Path
 import torch
 
 from sapcli.activations.plain_comparison import choose_way
-from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
-from sapcli.activations.shares import score_in_shares
+from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes
+from sapcli.activations.shared.shares import score_in_shares
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
+from sapcli.datasets.classes import overridden_names
 from sapcli.datasets.dataset import Dataset, Role, open_dataset
 from sapcli.datasets.file_digests import FileDigests
 from sapcli.datasets.images import Images
+from sapcli.datasets.live.samples import SampleSource, open_live
 from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.machine import device
 from sapcli.machine.cache import Cache
 from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress
-from sapcli.networks.architecture import Architecture, load_model, resolve_architecture
+from sapcli.networks.architecture import Architecture, LoadedModel, load_model, resolve_architecture
 from sapcli.networks.description import describes_itself
-from sapcli.networks.preprocessing import Preprocessing
+from sapcli.networks.live_module import LiveModule
+from sapcli.networks.preprocessing import Preprocessing, ready_tensors
 from sapcli.repairs.class_order.likely import choose_known_order
 from sapcli.repairs.class_order.orders import ClassOrder, known_orders
 from sapcli.settings import DataSource, ModelSource, PreprocessingOverrides, RunSettings
 
 # So many images of a class, and of all, tell in which order the classes are.
 _ASKED_OF_A_CLASS, _ASKED = 50, 2000
+# So many images tell whether the order is right; up to `_ASKED`, at least so many of a class.
+_SOME, _SOME_OF_A_CLASS = 500, 10
+
+
+@dataclass(frozen=True)
+class LiveSamples:
+    """Datasets that were handed over.
+
+    Attributes:
+        training: The samples to learn from.
+        validation: Those to choose alpha on; `None` without any.
+        ready: The shape of their images where they are tensors that are ready for the network; `None` of pictures.
+    """
+
+    training: SampleSource
+    validation: SampleSource | None = None
+    ready: tuple[int, int, int] | None = None
 
 
 @dataclass
@@ -48,6 +68,8 @@ class ModelAndData:
         model: What the user says of the architecture and the preprocessing.
         ranks: The processes that share the work.
         like: The architecture of a checkpoint that this one is compared with, for one that does not name a fitting one.
+        live: A network that was handed over, of which the checkpoint holds the tensors.
+        samples: Datasets that were handed over, instead of the data folder.
     """
 
     checkpoint: Checkpoint
@@ -57,12 +79,19 @@ class ModelAndData:
     cache: Cache
     model: ModelSource = field(default_factory=ModelSource)
     like: Architecture | None = None
+    live: LiveModule | None = None
+    samples: LiveSamples | None = None
     ranks: Ranks = field(default_factory=Ranks)
     _folder_order: tuple[str, ...] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def architecture(self) -> Architecture:
         """What the checkpoint's network is."""
+        if self.live is not None:
+            return self.live.architecture
+        if self.samples is not None and self.samples.ready is not None:
+            ready = ready_tensors(self.samples.ready)
+            return replace(self._architecture_on(_as_given(ready, size_alone=True)), preprocessing=ready)
         if self.like is None:
             return self._own_architecture()
         if describes_itself(self.checkpoint):
@@ -75,22 +104,33 @@ class ModelAndData:
         return _with_classes_of(like, found)
 
     def _own_architecture(self) -> Architecture:
-        return resolve_architecture(self.checkpoint, self.model.arch, self.model.arguments, self.model.overrides)
+        return self._architecture_on(self.model.overrides)
+
+    def _architecture_on(self, overrides: PreprocessingOverrides) -> Architecture:
+        return resolve_architecture(self.checkpoint, self.model.arch, self.model.arguments, overrides)
 
     @cached_property
     def classifier(self) -> Classifier:
         """The network, filled and on the device."""
-        loaded = load_model(self.checkpoint, self.architecture, self.settings.device)
-        if loaded.extra_entries:
-            named = ", ".join(loaded.extra_entries[:3]) + (", ..." if len(loaded.extra_entries) > 3 else "")
-            self.progress.note(
-                f"{len(loaded.extra_entries)} entries are not the network's and stay as they are: {named}"
-            )
+        loaded = (
+            self.live.loaded
+            if self.live is not None
+            else load_model(self.checkpoint, self.architecture, self.settings.device)
+        )
+        for remark in self.checkpoint.remarks:
+            self.progress.note(remark)
+        for remark in about_other_entries(self.checkpoint, loaded):
+            self.progress.note(remark)
         for note in loaded.notes:
             self.progress.warn(note)
         classifier = Classifier(loaded, self.architecture, self.settings.device, self.fast_dtype)
         choose_way(classifier, self.progress)
         return classifier
+
+    @cached_property
+    def written(self) -> Checkpoint:
+        """The checkpoint as a corrected file holds it: those of its entries, under their names there."""
+        return self.checkpoint.narrowed(self.classifier.loaded.written_names)
 
     @property
     def weight_names(self) -> list[str]:
@@ -112,6 +152,8 @@ class ModelAndData:
     @cached_property
     def training(self) -> Dataset:
         """The images to learn from."""
+        if self.samples is not None:
+            return self._live(self.samples.training, self.label_names, "the dataset")
         return self._open(self.source.folder, Role.LEARN, self.source.split)
 
     @cached_property
@@ -127,6 +169,9 @@ class ModelAndData:
     @cached_property
     def validation(self) -> Dataset | None:
         """The images to choose alpha on, where there are any."""
+        if self.samples is not None:
+            others = self.samples.validation
+            return None if others is None else self._live(others, self.training.classes, "the validation dataset")
         dedicated = self.source.validation is not None
         return self._said(
             open_dataset(
@@ -161,6 +206,8 @@ class ModelAndData:
     @cached_property
     def test(self) -> Dataset | None:
         """The images of the data folder's test split, where there are any that have no part in the repair."""
+        if self.samples is not None:
+            return None
         dataset = self._said(
             open_dataset(
                 self.source.folder,
@@ -178,6 +225,13 @@ class ModelAndData:
         used = [(data.root, data.paths) for data in (self.training, self.validation) if data is not None]
         return None if (dataset.root, dataset.paths) in used else dataset
 
+    def _live(self, source: SampleSource, names: tuple[str, ...] | None, called: str) -> Dataset:
+        """The samples of a dataset that was handed over."""
+        architecture = self.architecture
+        opened = open_live(source, architecture.preprocessing, architecture.num_classes, names, self.progress, called)
+        self._said(opened)
+        return opened
+
     @cached_property
     def _digests(self) -> FileDigests:
         return FileDigests(self.cache.own, self.progress, self.ranks)
@@ -188,6 +242,9 @@ class ModelAndData:
             self._folder_order = self._find_folder_order(dataset)
             if self._folder_order not in (None, dataset.classes):
                 dataset = self._opened(folder, role, split, self._folder_order)
+        names, class_map = self.architecture.label_names, self.source.class_map
+        if names and class_map and (overridden := overridden_names(self.architecture.num_classes, names, class_map)):
+            self.progress.warn(overridden)
         self._said(dataset)
         return dataset
 
@@ -201,6 +258,8 @@ class ModelAndData:
                 label_names=label_names,
                 labels=self.source.labels,
                 class_map=self.source.class_map,
+                # Where validation images are named, a label file is not asked for some.
+                undivided=role is Role.LEARN and self.source.validation is not None,
                 digests=self._digests,
             )
 
@@ -221,8 +280,11 @@ class ModelAndData:
 
     def _said(self, dataset: Dataset | None) -> Dataset | None:
         """A dataset, once what was guessed or left out in opening it is said."""
-        for remark in dataset.remarks if dataset is not None else ():
-            self.progress.warn(remark)
+        if dataset is not None:
+            for note in dataset.notes:
+                self.progress.note(note)
+            for remark in dataset.remarks:
+                self.progress.warn(remark)
         return dataset
 
     @property
@@ -280,21 +342,44 @@ class ModelAndData:
         self, images: Images, stage: str, indices: Sequence[int] | None = None, *, exact: bool = True
     ) -> Outcomes:
         """Run the classifier over images; see `scoring.score`."""
-        if self.ranks.world == 1:
-            return score(self.classifier, images, self.progress, stage, indices, exact=exact)
         every = range(len(images.dataset.paths)) if indices is None else indices
         return score_in_shares(self.ranks, self.classifier, images, self.progress, stage, every, exact=exact)
+
+
+def about_other_entries(checkpoint: Checkpoint, loaded: LoadedModel) -> list[str]:
+    """What is to be said of tensors that are not the network's: which stay in a corrected file, and which do not."""
+    written = set(loaded.written_names.values())
+    stay = [name for name in loaded.extra_entries if name in written]
+    go = [name for name in loaded.extra_entries if name not in written]
+    if checkpoint.training is not None and checkpoint.training.is_part:
+        go += [name for name in checkpoint.training.beside if name not in checkpoint.entries]
+    remarks = []
+    for names, what in ((stay, "stay as they are"), (go, "are left out of a corrected file (--keep-extra keeps them)")):
+        if names:
+            named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            remarks.append(f"{len(names):,} entries are not the network's and {what}: {named}")
+    return remarks
 
 
 def _sample_of_moved(dataset: Dataset, orders: Mapping[ClassOrder, tuple[str, ...]]) -> list[int]:
     """Images of the classes that are another output in one order than in another: evenly spaced ones of each class."""
     ranks = [{name: rank for rank, name in enumerate(names)} for names in orders.values()]
     moved = {label for label, name in enumerate(dataset.classes) if len({rank[name] for rank in ranks}) > 1}
-    members: dict[int, list[int]] = {label: [] for label in moved}
+    return _evenly_spaced(dataset, moved, max(min(_ASKED_OF_A_CLASS, _ASKED // len(moved)), 1))
+
+
+def some_of_each_class(dataset: Dataset) -> list[int]:
+    """Images that tell whether the classes are in the right order: evenly spaced ones of each class."""
+    classes = set(dataset.labels)
+    each = max(_SOME // max(len(classes), 1), _SOME_OF_A_CLASS)
+    return _evenly_spaced(dataset, classes, max(min(each, _ASKED // max(len(classes), 1)), 1))
+
+
+def _evenly_spaced(dataset: Dataset, classes: Collection[int], each: int) -> list[int]:
+    members: dict[int, list[int]] = {label: [] for label in classes}
     for index, label in enumerate(dataset.labels):
-        if label in moved:
+        if label in members:
             members[label].append(index)
-    each = max(min(_ASKED_OF_A_CLASS, _ASKED // len(moved)), 1)
     return sorted(index for found in members.values() for index in found[:: max(len(found) // each, 1)][:each])
 
 
@@ -306,7 +391,9 @@ def _with_classes_of(like: Architecture, found: Architecture) -> Architecture:
     return replace(found, label_names=like.label_names, label_source=source)
 
 
-def _as_given(preprocessing: Preprocessing) -> PreprocessingOverrides:
-    """A preprocessing as if the user had asked for it."""
+def _as_given(preprocessing: Preprocessing, *, size_alone: bool = False) -> PreprocessingOverrides:
+    """A preprocessing as if the user had asked for it; of one that prepares nothing, no filter."""
+    if size_alone:
+        return PreprocessingOverrides(preprocessing.input_size, preprocessing.mean, preprocessing.std)
     names = (field.name for field in fields(PreprocessingOverrides))
     return PreprocessingOverrides(**{name: getattr(preprocessing, name) for name in names})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sapcli.activations.bases import Bases
 from sapcli.activations.scoring import Outcomes
@@ -22,6 +22,7 @@ from sapcli.repairs.batchnorm import (
 )
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.evidence.evaluation import Gain, Metrics, measure, paired_gain
+from sapcli.repairs.evidence.unfamiliar_views import Comparison
 from sapcli.repairs.evidence.weak_points import guessing, weak_points
 from sapcli.repairs.layer_plan import LayerPlan
 from sapcli.repairs.projected_weights import ProjectedWeights
@@ -53,6 +54,7 @@ class Repair:
         outcomes_before: What the model as it was made of the validation images; `None` without any.
         outcomes_after: The same of the repaired model.
         weak_points: What is to be said against the evidence.
+        comparison: Without validation images, what strange views of the training images say of the repair.
     """
 
     choice: Choice
@@ -67,6 +69,7 @@ class Repair:
     outcomes_before: Outcomes | None = None
     outcomes_after: Outcomes | None = None
     weak_points: tuple[str, ...] = ()
+    comparison: Comparison | None = None
 
     @property
     def changed(self) -> bool:
@@ -88,8 +91,11 @@ def run_repair(
 
     Raises:
         UsageError: Alpha is to be searched, and there is neither validation data nor a trusted set.
+        DatasetError: The classes are likely in another order.
     """
     session.check_forward(session.training, stop=True)
+    # On training images, which the network knows best: a few validation images may not tell.
+    session.ensure_order_checked()
     stage = "choosing alpha" if settings.alpha is None else f"projecting with alpha {settings.alpha:g}"
     # One stage to those who listen: what is inside it shows only while it runs.
     with session.progress.stage(stage, None, "alphas") as advance:
@@ -112,6 +118,7 @@ def _repair(
     # A single alpha that is given is not counted: the stage's name tells it.
     count = advance if settings.alpha is None else lambda _done: None
     trials = Trials(session, correction, settings.importance.takes_fraction, count)
+    comparison: Comparison | None = None
     on_validation = None if images is None else trials.on_validation(images, indices)
     if settings.alpha is not None:
         choice = Choice(settings.alpha, Evidence.FIXED, ())
@@ -121,6 +128,14 @@ def _repair(
         choice = on_validation.best(before)
     elif trusted is not None:
         choice = trials.knee(trusted)
+        if choice.alpha is not None:
+            comparison = trials.on_strange_views(choice.alpha, trusted)
+            if comparison is None:
+                session.progress.note("whether there is anything to repair, so few training images cannot tell")
+            else:
+                session.progress.note(f"is there anything to repair? {comparison.words}")
+                if not comparison.speaks_for_repair:
+                    choice = replace(choice, alpha=None)
     else:
         raise UsageError(
             "--alpha auto needs validation images or trusted samples to choose on",
@@ -153,6 +168,7 @@ def _repair(
             *guessing(1.0 if before is None else before.accuracy, len(classes)),
             *weak_points(choice, gain, 0 if before is None else len(before), bases.facts, classes),
         ),
+        comparison=comparison,
     )
     return repair, correction
 
@@ -183,7 +199,7 @@ def _correction(
             session.progress,
             "re-estimating BatchNorm",
             last.batch_size,
-            session.ranks,
+            ranks=session.ranks,
         )
         if last.kept and last.kept != named:
             shown = ", ".join(last.kept[:_NAMED_AT_MOST]) + (", ..." if len(last.kept) > _NAMED_AT_MOST else "")

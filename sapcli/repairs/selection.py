@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sapcli.activations.scoring import Classifier, cross_entropies
-from sapcli.activations.shares import merge_remarks
+from sapcli.activations.shared.shares import merge_remarks
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.images import Batch, Images, Remarks
+from sapcli.datasets.labels.marked_samples import MarkedSamples
 from sapcli.datasets.smaller_batches import in_portions
 from sapcli.errors import DatasetError
 from sapcli.machine.parallel.ranks import Ranks
@@ -247,20 +248,44 @@ def shared_curvatures(
     return found[order], values[order]
 
 
-def parse_trusted(lines: Iterable[str], source: str, dataset: Dataset) -> TrustedSet:
+def marked_samples(marked: MarkedSamples, source: str, dataset: Dataset) -> TrustedSet:
+    """The samples that a list with a yes or no for each means.
+
+    Args:
+        marked: The list.
+        source: Its name, for errors.
+        dataset: What the samples are looked up in.
+
+    Raises:
+        DatasetError: The list is about other samples, or means none.
+    """
+    if not marked.has_names and marked.total != len(dataset.paths):
+        raise DatasetError(
+            f"{source} has {marked.total:,} lines without a path, and {dataset.root} has {len(dataset.paths):,} images",
+            "give a line for each training image, in the order of the sorted paths, or a column with their paths",
+        )
+    rows = (json.dumps({"path": key} if isinstance(key, str) else {"index": key}) for _number, key in marked.lines)
+    numbers = [number for number, _key in marked.lines]
+    return parse_trusted(rows, source, dataset, numbers)
+
+
+def parse_trusted(
+    lines: Iterable[str], source: str, dataset: Dataset, numbers: Sequence[int] | None = None
+) -> TrustedSet:
     """A trusted set from text: JSON Lines, or a plain list of paths or of indices, one a line.
 
     Args:
         lines: The text's lines.
         source: Its name, for errors.
         dataset: What the samples are looked up in.
+        numbers: The numbers of the lines, where some are left out.
 
     Raises:
         DatasetError: Naming the line that cannot be read, is out of range, doubled, or of another dataset.
     """
     by_path = {path: index for index, path in enumerate(dataset.paths)}
     samples: dict[int, TrustedSample] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=1) if numbers is None else zip(numbers, lines, strict=True):
         text = line.strip("\r\n")
         if not text.strip():
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,27 +12,15 @@ import torch
 
 from sapcli.activations.bases import Bases, collect_bases
 from sapcli.activations.bases_file import read_bases, write_bases
-from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
-from sapcli.activations.resuming import Parts, score_in_parts
-from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.contents import contents_of, find_contents, same_files
-from sapcli.datasets.dataset import Dataset, Role
-from sapcli.datasets.images import Images, Remarks
-from sapcli.errors import ArchitectureError, CheckpointError
-from sapcli.machine.cache import Content
-from sapcli.repairs.artifact_files import (
-    library_versions,
-    read_outcomes,
-    read_remarks,
-    write_outcomes,
-    write_remarks,
-    write_trusted,
-)
+from sapcli.datasets.dataset import Role
+from sapcli.datasets.images import Images
+from sapcli.errors import CheckpointError
+from sapcli.repairs.artifact_files import write_trusted
 from sapcli.repairs.bases_origin import check_origin, origin_of
 from sapcli.repairs.candidates import candidates_of
-from sapcli.repairs.class_order.check import compare_order
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
-from sapcli.repairs.model_and_data import ModelAndData
+from sapcli.repairs.passes.cached_passes import CachedPasses
 from sapcli.repairs.selection import (
     TrustedSet,
     likely_lowest,
@@ -53,187 +41,11 @@ class Samples:
     digest: str
 
 
-class Session(ModelAndData):
+class Session(CachedPasses):
     """A checkpoint and a data folder with the stages of a repair as methods; what was made once is kept."""
 
-    _findings: tuple[Finding, ...] | None = None
-    _order_checked = False
     candidates: int | None = None
     """Among how many training images trusted samples were looked for, where these were not all."""
-
-    def _cache_key(self, fingerprint: str) -> dict[str, object]:
-        """What every cached artifact depends on: the weights, how images are fed to them, and the images."""
-        return {
-            "weights": self.checkpoint.digest,
-            "architecture": self.architecture.to_metadata(),
-            "code": self.architecture.code_digest,
-            "data": fingerprint,
-            "device": self.settings.device.type,
-            "batch_size": self.batch_size,
-            "versions": library_versions(),
-        }
-
-    def _fetch_made_of(
-        self,
-        images: Images,
-        indices: Sequence[int],
-        kind: str,
-        parts: Mapping[str, object],
-        make: Callable[[], Content],
-        read: Callable[[Path], Content],
-        write: Callable[[Content, Path], None],
-    ) -> Content:
-        """A cached artifact that is made of these images, and with it what was to be said of them while it was made.
-
-        So images that cannot be read are named, or stop the run, when the artifact is there already too; see
-        `Cache.fetch` for the rest.
-        """
-        made = False
-
-        def make_here() -> Content:
-            nonlocal made
-            content = make()
-            made = True
-            return content
-
-        def remarks() -> Remarks:
-            if not made:
-                for _ in images.batches(indices):
-                    pass
-            return images.remarks(indices)
-
-        content = self.cache.fetch(kind, parts, make_here, read, write)
-        known = self.cache.fetch(
-            "remarks",
-            {**parts, "of": kind},
-            remarks,
-            read=lambda path: read_remarks(path, len(images.dataset.paths)),
-            write=write_remarks,
-        )
-        images.add_remarks(known)
-        return content
-
-    def check_forward(self, dataset: Dataset, *, stop: bool) -> None:
-        """Look once, on a few images, whether the network is a function from an image to its logits; see `probe`.
-
-        What is found is said once. What was found for these weights before is remembered in the cache.
-
-        Args:
-            dataset: Whose images.
-            stop: Whether a network whose numbers would all be wrong is an error.
-
-        Raises:
-            ArchitectureError: Its logits depend on other images or on chance.
-        """
-        source = self.checkpoint.source
-        if self._findings is None:
-            self._findings = self.cache.fetch(
-                "probe",
-                self._cache_key(dataset.fingerprint),
-                make=lambda: self.ranks.from_first(
-                    lambda: probe(self.classifier, images_to_probe(dataset, self.architecture.preprocessing))
-                ),
-                read=read_findings,
-                write=write_findings,
-            )
-            for finding in self._findings:
-                # An error says it by itself.
-                if not (stop and finding.fault.spoils_everything):
-                    finding.tell(source, self.progress)
-                if finding.fault is Fault.WRITES:
-                    self.classifier.copies_inputs = True
-        worst = next((finding for finding in self._findings if finding.fault.spoils_everything), None)
-        if stop and worst is not None:
-            raise ArchitectureError(f"{source}: {worst.text}", worst.advice)
-
-    def score(
-        self, images: Images, stage: str, indices: Sequence[int] | None = None, *, exact: bool = True
-    ) -> Outcomes:
-        """Run the classifier over images, after a look at whether it can be trusted; see `scoring.score`."""
-        self.check_forward(images.dataset, stop=False)
-        return super().score(images, stage, indices, exact=exact)
-
-    def training_outcomes(self, indices: Sequence[int] | None = None) -> Outcomes:
-        """What the checkpoint's own weights make of training images, all by default, need not be exactly, cached."""
-        chosen = range(len(self.training.paths)) if indices is None else indices
-        outcomes = self._outcomes(self.training_images, chosen, "scores", "scoring training images")
-        self.check_class_order(self.training, outcomes)
-        return outcomes
-
-    def validation_outcomes(self, images: Images, indices: Sequence[int]) -> Outcomes:
-        """What the checkpoint's own weights make of validation images, need not be exactly, cached."""
-        outcomes = self._outcomes(images, indices, "validation", "validating the unchanged model")
-        self.check_class_order(images.dataset, outcomes)
-        return outcomes
-
-    def answers(self, images: Images, indices: Sequence[int]) -> Outcomes:
-        """What the network makes of some images, need not be exactly, cached."""
-        return self._outcomes(images, indices, "order", "finding the order of the classes")
-
-    @property
-    def is_order_checked(self) -> bool:
-        """Whether the order of the classes was compared with the network's own answers."""
-        return self._order_checked
-
-    def check_class_order(self, dataset: Dataset, outcomes: Outcomes, *, stop: bool = True) -> None:
-        """Compare the order of the classes with the network's own answers, once in a run that stops.
-
-        Args:
-            dataset: The images.
-            outcomes: What the network made of them.
-            stop: Whether another order ends the run; it is a warning alone where a class map says the order.
-
-        Raises:
-            DatasetError: Another order explains the answers far better.
-        """
-        if stop and self._order_checked:
-            return
-        self._order_checked = self._order_checked or stop
-        confirm = None
-        if stop and dataset is self.training and (validation := self.validation_images) is not None:
-            every = range(len(validation.dataset.paths))
-
-            def confirm() -> Outcomes:
-                return self.validation_outcomes(validation, every)
-
-        compare_order(dataset, outcomes, self.checkpoint.source, self.source, self.progress, confirm, stop=stop)
-
-    def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
-        self.check_forward(images.dataset, stop=False)
-        parts = self._cache_key(images.dataset.fingerprint) | {
-            "dtype": str(self.fast_dtype),
-            "of": hashlib.sha256(json.dumps(list(indices)).encode()).hexdigest(),
-        }
-        begun: list[Parts] = []
-
-        def make() -> Outcomes:
-            begun.append(Parts(self.cache, parts, images, indices))
-            return self._in_parts(images, stage, begun[0], exact=False)
-
-        outcomes = self._fetch_made_of(
-            images,
-            indices,
-            kind,
-            parts,
-            make=make,
-            read=lambda path: read_outcomes(path, len(images.dataset.paths), len(images.dataset.classes)),
-            write=write_outcomes,
-        )
-        for made in begun:
-            made.discard()
-        return outcomes
-
-    def _in_parts(self, images: Images, stage: str, parts: Parts, *, exact: bool) -> Outcomes:
-        return score_in_parts(self.classifier, images, self.progress, stage, parts, self.ranks, exact=exact)
-
-    def judge(self, images: Images, stage: str) -> Outcomes:
-        """Run the classifier over all images exactly, going on where a run that was killed had come to."""
-        self.check_forward(images.dataset, stop=False)
-        key = self._cache_key(images.dataset.fingerprint) | {"of": "all", "dtype": ""}
-        parts = Parts(self.cache, key, images, range(len(images.dataset.paths)))
-        outcomes = self._in_parts(images, stage, parts, exact=True)
-        parts.discard()
-        return outcomes
 
     def select(self, settings: SelectionSettings) -> TrustedSet:
         """The trusted set: class-balanced, never a validation sample, cached."""
@@ -246,6 +58,8 @@ class Session(ModelAndData):
         if settings.strategy is not Strategy.RANDOM:
             self.check_forward(self.training, stop=True)
             candidates = candidates_of(self.training, settings, self.settings.seed, self.progress)
+        if settings.strategy is not Strategy.LOSS:
+            self.ensure_order_checked()
         excluded = self._shared_with_validation(candidates)
         parts = self._cache_key(self.training.fingerprint) | {
             "count": settings.count,
@@ -255,7 +69,7 @@ class Session(ModelAndData):
             "excluded": sorted(excluded),
             "validation": "" if self.validation is None else self.validation.fingerprint,
             # A list that is kept was made of classes in an order that the network's answers do not contradict.
-            "order": "stated" if self.source.class_map is not None else "checked",
+            "order": "stated" if self.source.class_map is not None else "checked by logits",
         }
         if len(candidates) < len(self.training.paths):
             self.candidates = len(candidates)

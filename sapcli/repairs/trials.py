@@ -21,6 +21,8 @@ from sapcli.repairs.alpha_search import (
 )
 from sapcli.repairs.batchnorm import FEW_BATCHNORM_IMAGES
 from sapcli.repairs.correction import Correction
+from sapcli.repairs.evidence.evaluation import convincing_gain, discordant
+from sapcli.repairs.evidence.unfamiliar_views import FEWEST_IMAGES, Comparison, View, compare
 from sapcli.repairs.session import Samples, Session
 from sapcli.repairs.shuffling import shuffled
 
@@ -54,7 +56,6 @@ class Trials:
         """The choice on the trusted samples alone."""
         session = self._session
         before = session.score(trusted.images, "scoring the trusted samples", trusted.indices, exact=False)
-        session.check_class_order(trusted.images.dataset, before)
         right = before.indices[before.correct].tolist()
         if not right:
             return Choice(None, Evidence.KNEE, ())
@@ -64,6 +65,35 @@ class Trials:
             return session.score(trusted.images, f"trying alpha {alpha:g}", right, exact=False).accuracy
 
         return replace(knee(kept_right, self._energies), samples=len(right))
+
+    def on_strange_views(self, alpha: float, trusted: Samples) -> Comparison | None:
+        """The network before and after a repair on training images that are not trusted, shown as never before.
+
+        `None` where these are too few to tell anything.
+        """
+        session, seed = self._session, self._session.settings.seed
+        images = session.training_images
+        same = trusted.images.dataset is session.training
+        taken = frozenset(trusted.indices) if same else frozenset[int]()
+        indices = [index for index in shuffled(range(len(session.training.paths)), seed) if index not in taken]
+        if len(indices) < FEWEST_IMAGES:
+            return None
+
+        def score(view: View | None, chosen: Sequence[int]) -> Outcomes:
+            session.classifier.view = view
+            try:
+                return session.score(images, "comparing on strange views", chosen, exact=False)
+            finally:
+                session.classifier.view = None
+
+        def repaired(view: View, chosen: Sequence[int]) -> Outcomes:
+            self._apply(alpha)
+            return score(view, chosen)
+
+        self._correction.restore()
+        return compare(
+            score, repaired, indices or range(len(session.training.paths)), len(session.training.paths), seed
+        )
 
     def on_validation(self, images: Images, indices: Sequence[int]) -> ValidationTrials:
         """The trials on validation images."""
@@ -110,7 +140,11 @@ class ValidationTrials:
     def best(self, before: Outcomes) -> Choice:
         """The choice among all values of alpha and the unchanged model, of which `before` are the outcomes."""
         first_look = FirstLooks(self._is_right) if len(self._indices) >= WORTH_A_FIRST_LOOK else None
-        choice = best_on_validation(self.accuracy, before.accuracy, self._energies, len(before), first_look)
+
+        def needed(alpha: float) -> float:
+            return max(0.0, convincing_gain(*discordant(before, self.outcomes[alpha])))
+
+        choice = best_on_validation(self.accuracy, before.accuracy, self._energies, len(before), first_look, needed)
         return replace(choice, samples=len(before))
 
     def _is_right(self, alpha: float, begin: int, end: int) -> npt.NDArray[np.bool_]:

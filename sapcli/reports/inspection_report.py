@@ -58,7 +58,9 @@ def _document(inspection: Inspection) -> dict[str, object]:
         document["arguments"] = dict(architecture.arguments)
         document["classes"] = architecture.num_classes
         document["label_names"] = architecture.label_names
-        document["preprocessing"] = asdict(architecture.preprocessing)
+        settings = asdict(architecture.preprocessing)
+        # What is not known is null.
+        document["preprocessing"] = settings | {key: settings[key] or None for key in ("mean", "std")}
     return document | {
         "metadata": dict(checkpoint.metadata),
         "earlier_repair": inspection.earlier_repair or None,

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from sapcli.datasets.thumbnails import thumbnail
 from sapcli.machine.text import markdown_cell, printable
 from sapcli.repairs.evidence.suspects import Suspect
-from sapcli.reports.schema import ClassChange, Picture, RepairReport, to_json
+from sapcli.reports.schema import ClassChange, Picture, PolishReport, RepairReport, to_json
 from sapcli.settings import ReportForm
 
 _IMAGE_ADDRESS = re.compile(r"data:image/(jpeg|png);base64,[A-Za-z0-9+/]+=*")
@@ -30,10 +30,12 @@ def render(template: str, **values: object) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def render_report(report: RepairReport, form: ReportForm) -> bytes:
+def render_report(report: RepairReport | PolishReport, form: ReportForm) -> bytes:
     """The report in one of its forms."""
     if form is ReportForm.JSON:
         return to_json(report)
+    if isinstance(report, PolishReport):
+        return _render_polish(report, form).encode()
     return (render_html(report) if form is ReportForm.HTML else render_markdown(report)).encode()
 
 
@@ -57,6 +59,20 @@ def render_markdown(report: RepairReport) -> str:
     """The report as Markdown, short enough for the description of a pull request."""
     classes = () if report.measurement is None else _most_changed(report.measurement.classes, shown=10)
     return render("report.md.j2", report=report, classes=classes)
+
+
+def _render_polish(report: PolishReport, form: ReportForm) -> str:
+    """The report of a polish as a page, or as Markdown."""
+    measured = () if report.measurement is None else report.measurement.classes
+    if form is not ReportForm.HTML:
+        return render("polish.md.j2", report=report, classes=_most_changed(measured, shown=10))
+    from sapcli.reports import figures
+
+    drawings = {"losses": figures.loss_figure(report.losses)}
+    if measured:
+        drawings["classes"] = figures.class_figure(_most_changed(measured))
+    # The figures are made of escaped text already.
+    return render("polish.html.j2", report=report, figures={name: Markup(svg) for name, svg in drawings.items()})
 
 
 def _most_changed(classes: Sequence[ClassChange], shown: int = 30) -> list[ClassChange]:

@@ -1,13 +1,16 @@
 """Matplotlib with its own defaults, whatever a `matplotlibrc` says.
 
 It reads one of the working folder when it is imported, which may have come with the data, and settings there have LaTeX
-run, for one. So the import happens in the folder of its own defaults.
+run, for one. So the import happens in the folder of its own defaults. It also looks for fonts, which starts a program
+(`fc-list`), and keeps a list of them in a folder of the user's; the font that is used here is its own.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +34,30 @@ def _beside_its_defaults() -> Iterator[None]:
         os.close(before)
 
 
+@contextmanager
+def _with_its_own_fonts(mpl: Any) -> Iterator[None]:
+    """Have the import of matplotlib's parts neither look for fonts of the system nor write a list of them."""
+
+    def is_missing(*_command: object, **_options: object) -> bytes:
+        raise FileNotFoundError
+
+    names = "MPL_IGNORE_SYSTEM_FONTS"
+    log = logging.getLogger("matplotlib.font_manager")
+    run, folder, variable, level = subprocess.check_output, mpl.get_cachedir, os.environ.get(names), log.level
+    subprocess.check_output = is_missing  # type: ignore[assignment]  # of versions that do not know the variable
+    mpl.get_cachedir = lambda: os.devnull  # where nothing can lie
+    os.environ[names] = "1"
+    log.setLevel(logging.CRITICAL)  # it warns that nothing could be written there
+    try:
+        yield
+    finally:
+        subprocess.check_output, mpl.get_cachedir = run, folder
+        log.setLevel(level)
+        del os.environ[names]
+        if variable is not None:
+            os.environ[names] = variable
+
+
 if TYPE_CHECKING:
     import matplotlib as mpl
     from matplotlib.axes import Axes
@@ -39,9 +66,11 @@ if TYPE_CHECKING:
 else:
     with _beside_its_defaults():
         import matplotlib as mpl
-        from matplotlib.axes import Axes
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
+
+        with _with_its_own_fonts(mpl):
+            from matplotlib.axes import Axes
+            from matplotlib.figure import Figure
+            from matplotlib.patches import Rectangle
 
 __all__ = ["Axes", "Figure", "Rectangle", "style"]
 

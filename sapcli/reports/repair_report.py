@@ -86,10 +86,10 @@ def report_repair(
 
     measurement = None
     if test is not None and test_before is not None:
-        measurement = _measurement(test, test_before, test_after or test_before, noisy=False)
+        measurement = measurement_of(test, test_before, test_after or test_before, noisy=False)
     elif session.validation is not None and repair.outcomes_before is not None:
         after = repair.outcomes_after or repair.outcomes_before
-        measurement = _measurement(session.validation, repair.outcomes_before, after, noisy=True)
+        measurement = measurement_of(session.validation, repair.outcomes_before, after, noisy=True)
     of_training = trusted is not None and trusted.images is session.training_images
     return RepairReport(
         format="sap.report/1",
@@ -107,8 +107,8 @@ def report_repair(
             for images in filter(None, (session.training_images, session.validation_images))
             for index, reason in sorted(images.unreadable.items())
         ),
-        losses=_histogram(losses_before, losses_after, trusted.indices if of_training and trusted else ()),
-        suspicion=None if losses_after is None else _suspicion(session.training, losses_after),
+        losses=loss_histogram(losses_before, losses_after, trusted.indices if of_training and trusted else ()),
+        suspicion=None if losses_after is None else suspicion_of(session.training, losses_after),
         provenance=_provenance(session, bases, settings, command),
         weak_points=repair.weak_points,
     )
@@ -176,12 +176,20 @@ def _layer(name: str, pieces: Sequence[Piece], removed: float) -> Layer:
     )
 
 
-def _measurement(dataset: Dataset, before: Outcomes, after: Outcomes, *, noisy: bool) -> Measurement:
+def measurement_of(dataset: Dataset, before: Outcomes, after: Outcomes, *, noisy: bool) -> Measurement:
+    """Two models on the same images.
+
+    Args:
+        dataset: The images.
+        before: What the model as it was made of them.
+        after: The same of the corrected one.
+        noisy: Whether something was chosen on these images.
+    """
     metrics_before, metrics_after = measure(before, dataset.classes), measure(after, dataset.classes)
     gain = paired_gain(before, after)
     return Measurement(
         images=metrics_before.images,
-        where=str(dataset.root if dataset.split is None else dataset.root / dataset.split),
+        where=str(dataset.where),
         noisy=noisy,
         before=_scores(metrics_before),
         after=_scores(metrics_after),
@@ -228,15 +236,17 @@ def _explanation(repair: Repair) -> str:
         if looks < choice.samples:
             best = f"the best of {len(choice.trials)} at a first look on {looks:,} validation images"
             return (
-                f"{chosen}: {best} does not beat the unchanged model on all {choice.samples:,}"
+                f"{chosen}: {best} does not clearly beat the unchanged model on all {choice.samples:,}"
                 if choice.alpha is None
                 else f"{chosen}: {best}, and better than the unchanged model on all {choice.samples:,}"
             )
         return (
-            f"{chosen}: nothing of {among} beats the unchanged model"
+            f"{chosen}: nothing of {among} clearly beats the unchanged model"
             if choice.alpha is None
             else (f"{chosen}, the best of {among}; the unchanged model was a candidate")
         )
+    if choice.alpha is None and repair.comparison is not None:
+        return f"{chosen}: {repair.comparison.words}"
     return (
         f"{chosen}: the smallest at which {KNEE:.0%} of the {choice.samples:,} trusted samples that the model had right"
         " stay right, for want of validation images"
@@ -245,7 +255,7 @@ def _explanation(repair: Repair) -> str:
 
 def _verdict(repair: Repair, measurement: Measurement | None) -> str:
     if not repair.changed:
-        return "Nothing that was tried beats the model as it was, so its weights were left unchanged"
+        return "Nothing that was tried clearly beats the model as it was, so its weights were left unchanged"
     if measurement is None:
         return (
             f"The model was repaired with alpha {repair.choice.alpha:g};"
@@ -260,7 +270,8 @@ def _verdict(repair: Repair, measurement: Measurement | None) -> str:
     return f"The repair made no clear difference: accuracy went {places}"
 
 
-def _histogram(before: Outcomes, after: Outcomes | None, trusted: Sequence[int]) -> LossHistogram:
+def loss_histogram(before: Outcomes, after: Outcomes | None, trusted: Sequence[int]) -> LossHistogram:
+    """The training samples by their loss, before and after, and those of them that were trusted."""
     first, last = _LOSS_DECADES
     edges = torch.logspace(first, last, (last - first) * _BINS_PER_DECADE + 1, dtype=torch.float64)
 
@@ -278,7 +289,8 @@ def _histogram(before: Outcomes, after: Outcomes | None, trusted: Sequence[int])
     )
 
 
-def _suspicion(training: Dataset, outcomes: Outcomes) -> Suspicion:
+def suspicion_of(training: Dataset, outcomes: Outcomes) -> Suspicion:
+    """The labels that a model contradicts, with pictures of the first of them."""
     found = rank_suspects(training, outcomes)
     pictures = tuple(picture(training.root, suspect) for suspect in found[:_SHOWN_SUSPECTS])
     return Suspicion(len(outcomes), len(found), pictures)

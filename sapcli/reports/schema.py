@@ -5,6 +5,7 @@ The JSON is versioned by `format`; `schema()` describes it. Accuracies are in pe
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -245,15 +246,61 @@ class RepairReport:
     weak_points: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class EpochLine:
+    """One pass over the training images: the mean loss in nats, and the learning rate at its end."""
+
+    number: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class PolishReport:
+    """The whole report of a polish.
+
+    Attributes:
+        format: The version of this schema.
+        title: The checkpoint's name.
+        changed: Whether another model than the given one was written.
+        verdict: The outcome, in a sentence.
+        facts: What was done, by name, in words.
+        epochs: The passes over the training images.
+        measurement: The gain; `None` without images that the model did not learn from.
+        losses: The training samples by loss, as labels were given.
+        suspicion: `None` where the model was not changed.
+        skipped_images: The images that could not be read.
+        provenance: What it takes to do it again.
+        weak_points: What is to be said against the evidence, a sentence each.
+    """
+
+    format: Literal["sap.polish/1"]
+    title: str
+    changed: bool
+    verdict: str
+    facts: dict[str, str]
+    epochs: tuple[EpochLine, ...]
+    measurement: Measurement | None
+    losses: LossHistogram
+    suspicion: Suspicion | None
+    skipped_images: tuple[Skipped, ...]
+    provenance: Provenance
+    weak_points: tuple[str, ...] = ()
+
+
 _ADAPTER = TypeAdapter(RepairReport)
+_POLISH_ADAPTER = TypeAdapter(PolishReport)
+# Inside of a text, quotes are escaped.
+_OF_POLISH = re.compile(rb'"format"\s*:\s*"sap\.polish/')
 
 
-def to_json(report: RepairReport) -> bytes:
+def to_json(report: RepairReport | PolishReport) -> bytes:
     """The report as indented JSON; names that are not UTF-8, which JSON cannot hold, have escapes in their place."""
+    adapter: TypeAdapter[Any] = _POLISH_ADAPTER if isinstance(report, PolishReport) else _ADAPTER
     try:
-        return _ADAPTER.dump_json(report, indent=2) + b"\n"
+        return adapter.dump_json(report, indent=2) + b"\n"
     except PydanticSerializationError:
-        return _ADAPTER.dump_json(_encodable(report), indent=2) + b"\n"
+        return adapter.dump_json(_encodable(report), indent=2) + b"\n"
 
 
 def _encodable(value: Any) -> Any:
@@ -269,14 +316,17 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-def from_json(file: Path) -> RepairReport:
-    """Read a report.
+def from_json(file: Path) -> RepairReport | PolishReport:
+    """Read a report, of a repair or of a polish.
 
     Raises:
         SapError: The file cannot be read or is no report of this version; what does not fit is named.
     """
     try:
-        return _ADAPTER.validate_json(read_input(file))
+        content = read_input(file)
+        if _OF_POLISH.search(content):
+            return _POLISH_ADAPTER.validate_json(content)
+        return _ADAPTER.validate_json(content)
     except OSError as error:
         raise SapError(f"{file} cannot be read: {error.strerror}", "name a report in JSON") from error
     except ValidationError as error:

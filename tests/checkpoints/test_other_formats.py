@@ -1,160 +1,32 @@
-"""Files of other kinds, made by the tools that write them where they are installed, else by their documented form."""
+"""Files of other kinds are named, with the line that makes of them what is taken."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
 import json
-import lzma
 import pickle
 import struct
-import tarfile
-import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
+from support.other_files import (
+    KINDS,
+    distributed,
+    exported,
+    pickled,
+    prepared,
+    state,
+    torchscript,
+    whole,
+    whole_in_a_training_file,
+)
 from support.small_project import Project, make_project, run_here
-from torch import Tensor, nn
+from torch import Tensor
 
 from sapcli.checkpoints.checkpoint import open_checkpoint
 from sapcli.errors import CheckpointError
-
-
-def small() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
-
-
-def state() -> dict[str, Tensor]:
-    return dict(small().state_dict())
-
-
-def arrays() -> dict[str, object]:
-    return {name: tensor.numpy() for name, tensor in state().items()}
-
-
-IMAGES = torch.zeros(1, 3, 8, 8)
-
-
-class Quantisable(nn.Module):
-    """A network with the stubs that PyTorch's quantisation asks for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.quant = torch.ao.quantization.QuantStub()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.fc = nn.Linear(144, 3)
-        self.dequant = torch.ao.quantization.DeQuantStub()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, between the stubs."""
-        return self.dequant(self.fc(self.conv(self.quant(images)).flatten(1)))
-
-
-def prepared() -> nn.Module:
-    """The network in the midst of quantisation-aware training."""
-    network = Quantisable().train()
-    engine = next(name for name in torch.backends.quantized.supported_engines if name != "none")
-    torch.backends.quantized.engine = engine
-    network.qconfig = torch.ao.quantization.get_default_qat_qconfig(engine)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.ao.quantization.prepare_qat(network, inplace=True)
-    network(IMAGES)
-    return network
-
-
-def torchscript(file: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(small(), IMAGES), str(file))
-
-
-def exported(file: Path) -> None:
-    torch.export.save(torch.export.export(small(), (IMAGES,)), file)
-
-
-def quantised(file: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.save(torch.ao.quantization.convert(prepared().eval()).state_dict(), file)
-
-
-def distributed(folder: Path) -> None:
-    from torch.distributed import checkpoint
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint.save(state(), checkpoint_id=folder, no_dist=True)
-
-
-def pickled(protocol: int, content: Callable[[], object] = arrays) -> Callable[[Path], None]:
-    return lambda file: file.write_bytes(pickle.dumps(content(), protocol)) and None
-
-
-def written(content: bytes) -> Callable[[Path], None]:
-    return lambda file: file.write_bytes(content) and None
-
-
-def tar(file: Path) -> None:
-    content = save(state())
-    with tarfile.open(file, "w") as archive:
-        member = tarfile.TarInfo("model.safetensors")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-
-
-def keras(file: Path) -> None:
-    # https://keras.io/api/saving/: "a zip archive" of config.json, metadata.json and model.weights.h5
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in ("metadata.json", "config.json", "model.weights.h5"):
-            archive.writestr(name, "x")
-
-
-def onnx(producer: bytes, version: int = 8) -> bytes:
-    """The first fields of a ModelProto: ir_version (1), producer_name (2), producer_version (3), graph (7)."""
-    fields = bytes([0x08, version, 0x12, len(producer)]) + producer
-    return fields + b"\x1a\x052.9.0" + b"\x3a\x10" + bytes(16)
-
-
-KINDS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
-    "TorchScript": ("model.pt", torchscript, "a TorchScript program", "torch.jit.load"),
-    "TorchScript named .pth": ("a.pth", torchscript, "a TorchScript program", "torch.jit.load"),
-    "exported program": ("model.pt2", exported, "an exported program", "torch.export.load"),
-    "exported program named .pt": ("model.pt", exported, "an exported program", "torch.export.load"),
-    "NumPy archive": ("a.npz", lambda file: np.savez(file, **arrays()), "a NumPy archive", "save_file"),
-    "compressed NumPy archive": (
-        "a.npz", lambda file: np.savez_compressed(file, **arrays()), "a NumPy archive", "save_file"),
-    "NumPy array": ("a.npy", lambda file: np.save(file, np.zeros((3, 4))), "a single NumPy array", "all weights"),
-    "pickled state dict": ("a.pkl", pickled(4, state), "a pickle that torch.save did not write", "torch.save"),
-    "quantised": ("a.pt", quantised, "is quantised", "before the quantisation"),
-    "gzip": ("a.pth.gz", written(gzip.compress(save(state()))), "compressed (gzip)", "Unpack"),
-    "bzip2": ("a.bz2", written(bz2.compress(save(state()))), "compressed (bzip2)", "Unpack"),
-    "xz": ("a.safetensors", written(lzma.compress(save(state()))), "compressed (xz)", "Unpack"),
-    "tar": ("a.pth", tar, "a tar archive", "Unpack"),
-    "Keras": ("a.keras", keras, "a Keras model", "PyTorch checkpoint"),
-    "HDF5": ("a.h5", written(b"\x89HDF\r\n\x1a\n" + bytes(100)), "an HDF5 file", "PyTorch checkpoint"),
-    "HDF5 named .pt": ("a.pt", written(b"\x89HDF\r\n\x1a\n" + bytes(100)), "an HDF5 file", "PyTorch checkpoint"),
-    "ONNX of PyTorch": ("a.onnx", written(onnx(b"pytorch")), "an ONNX graph", "made from"),
-    "ONNX of another tool": ("model.bin", written(onnx(b"skl2onnx", 10)), "an ONNX graph", "made from"),
-    "ONNX without a producer": ("a.onnx", written(b"\x08\x07\x3a\x20" + bytes(32)), "an ONNX graph", "made from"),
-    "GGUF": ("a.gguf", written(b"GGUF\x03\0\0\0" + bytes(64)), "a GGUF file", "made from"),
-    "TensorFlow Lite": ("a.tflite", written(b"\x1c\0\0\0TFL3" + bytes(64)), "a TensorFlow Lite model", "made from"),
-    "TensorFlow": ("saved_model.pb", written(b"\x08\x01\x12\x80\xff" + bytes(64)), "a TensorFlow model", "PyTorch"),
-    "Flax": ("flax_model.msgpack", written(b"\x82\xa6params\x81" + bytes(64)), "a Flax checkpoint", "PyTorch"),
-    "web page": ("a.safetensors", written(b"<!DOCTYPE html>\n<html><body>Sign in"), "a web page", "Download"),
-    **{
-        f"pickle of protocol {protocol}": (
-            "model.pt", pickled(protocol), "a pickle that torch.save did not write", "torch.as_tensor")
-        for protocol in range(6)
-    },
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "make", "what", "way_out"), KINDS.values(), ids=KINDS.keys())
@@ -168,13 +40,13 @@ def test_what_it_is_and_the_way_out(
     assert way_out in caught.value.hint
     told = caught.value.message + caught.value.hint
     assert "\n" not in told
-    for wrong in ("damaged", "cut off", "bytes", "operand", "magic", "enforce", "weights_only", "Unsupported"):
+    for wrong in ("damaged", "cut off", "bytes", "operand", "magic", "enforce", "Unsupported", "GLOBAL"):
         assert wrong not in told, told
 
 
 def test_a_distributed_checkpoint_and_its_folder(tmp_path: Path) -> None:
     distributed(tmp_path / "dcp")
-    for source in (tmp_path / "dcp", next((tmp_path / "dcp").glob("*.distcp"))):
+    for source in (tmp_path / "dcp", next((tmp_path / "dcp").glob("*.distcp")), tmp_path / "dcp" / ".metadata"):
         with pytest.raises(CheckpointError, match="distributed checkpoint") as caught:
             open_checkpoint(source)
         assert "dcp_to_torch" in caught.value.hint
@@ -191,6 +63,11 @@ def test_a_distributed_checkpoint_and_its_folder(tmp_path: Path) -> None:
     [
         (torchscript, lambda file: torch.jit.load(str(file)).state_dict()),
         (exported, lambda file: dict(torch.export.load(file).state_dict)),
+        (whole, lambda file: torch.load(file, weights_only=False).state_dict()),
+        (
+            whole_in_a_training_file,
+            lambda file: torch.load(file, weights_only=False)["model"].float().state_dict(),
+        ),
         (
             pickled(4),
             lambda file: {name: torch.as_tensor(value) for name, value in pickle.loads(file.read_bytes()).items()},
@@ -232,10 +109,11 @@ def test_a_folder_whose_only_checkpoint_has_another_ending(tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("pytorch_model.bin.index.json", "shards of pickles"),
         ("saved_model.pb", "TensorFlow"),
         ("model.onnx", "an ONNX graph"),
         ("weights.h5", "an HDF5 file"),
+        ("_CHECKPOINT_METADATA", "an Orbax checkpoint"),
+        ("model.ckpt.data-00000-of-00001", "a TensorFlow checkpoint"),
     ],
 )
 def test_a_folder_of_another_kind(tmp_path: Path, name: str, what: str) -> None:

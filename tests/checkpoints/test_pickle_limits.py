@@ -24,7 +24,7 @@ WEIGHTS = OrderedDict({"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
     with path.open("rb") as handle:
-        return read_pickled(handle, path, "the file")[0]
+        return read_pickled(handle, path, "the file").tensors
 
 
 def trained() -> dict[str, object]:

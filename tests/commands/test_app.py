@@ -8,7 +8,6 @@ import json
 import pickle
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import typer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.command_line import run_process
 from support.digits import SIZES, Trained
 from support.processes import SAP, sap
 from support.small_project import Outcome, Project, make_project, run_here, without_privileges
@@ -71,9 +71,7 @@ def test_help_comes_without_heavy_imports(command: list[str]) -> None:
         "heavy = {'torch', 'torchvision', 'timm', 'numpy'};"
         "print(*sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(status)"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True, check=False
-    )
+    process = run_process([sys.executable, "-c", program, *command, "--help"], capture_output=True, text=True)
     assert process.returncode == 0
     assert process.stderr.split() == []
     assert " ".join(["sap", *command]) in process.stdout
@@ -89,7 +87,7 @@ def test_a_pipeline_carries_nothing_but_the_data(noisy: Trained, repaired: Path,
         f" | {command} project {model} {data} --trusted - -o - | tee {piped}"
         f" | {command} eval - {data}/test --baseline {model} --format json"
     )
-    process = subprocess.run(["bash", "-c", pipeline], capture_output=True, check=False)
+    process = run_process(["bash", "-c", pipeline], capture_output=True)
     document = json_of(Outcome(process.returncode, process.stdout, process.stderr.decode()))
     assert document["images"] == SIZES["test"]
     assert document["gain"] is not None
@@ -99,7 +97,7 @@ def test_a_pipeline_carries_nothing_but_the_data(noisy: Trained, repaired: Path,
 @pytest.mark.parametrize(("closed", "is_heard"), [("<&-", True), (">&-", False), ("2>&-", True)])
 def test_a_stream_that_is_closed_ends_nothing(tmp_path: Path, closed: str, is_heard: bool) -> None:
     command = f"{shlex.join(SAP)} cache info --cache-dir {tmp_path} {closed}"
-    process = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    process = run_process(["bash", "-c", command], capture_output=True)
     assert (process.returncode, process.stderr) == (0, b"")
     assert (b"0 entries" in process.stdout) == is_heard
 
@@ -234,7 +232,7 @@ def test_gates_end_with_3(noisy: Trained, tmp_path: Path) -> None:
 
 def test_a_closed_pipe_ends_quietly(noisy: Trained) -> None:
     command = f"set -o pipefail; {shlex.join(SAP)} select {noisy.checkpoint} {noisy.data} --quiet | head -n 1"
-    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    process = run_process(["bash", "-c", command], capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (0, "")
     assert json.loads(process.stdout)["index"] >= 0
 

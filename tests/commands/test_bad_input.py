@@ -8,7 +8,6 @@ import pickle
 import shutil
 import stat
 import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -21,6 +20,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.command_line import run_process
 from support.small_project import CLASSES, Outcome, Project, make_project, run_here, without_privileges
 
 from sapcli.machine.files import remove_unfinished
@@ -514,7 +514,7 @@ LABELS = [
         f"path,label\n{IMAGE.removeprefix('data/')},red\n{IMAGE.removeprefix('data/')},blue\n",
         "already",
     ),
-    labels("wrong header", "file,class\na.png,red\n", "header"),
+    labels("wrong header", "note,class\na.png,red\n", "header"),
     labels("not UTF-8", b"path,label\na\xff.png,red\n", "UTF-8"),
     labels("blank line", "path,label\n\ntrain/red/00.png,red\n", "blank"),
     labels("open quote", 'path,label\n"train/red/00.png,red\n', "CSV"),
@@ -768,5 +768,5 @@ def test_bad_input(
 )
 def test_bad_input_of_a_process(project: Project, prepare: Callable[[Project], None], status: int, says: str) -> None:
     prepare(project)
-    process = subprocess.run([sys.executable, "-m", "sapcli", *PROJECT], capture_output=True, check=False)
+    process = run_process([sys.executable, "-m", "sapcli", *PROJECT], capture_output=True)
     check(Outcome(process.returncode, process.stdout, process.stderr.decode()), status, says)

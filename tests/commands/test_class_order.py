@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.ordered_classes import NETWORK, accuracy, weights, write_data
 from support.small_project import Outcome, run_here
@@ -152,15 +155,69 @@ def test_a_suggestion_overwrites_nothing(animals: Place, tmp_path: Path) -> None
     assert (tmp_path / "mine.csv").read_text() == "mine"
 
 
-def test_validation_images_tell_it_where_nothing_else_is_scored(animals: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("project", ("--alpha", "1000")),
+        ("project", ("--alpha", "1000", "--val", "{data}/test")),
+        ("project", ()),
+        ("activations", ()),
+    ],
+)
+def test_it_is_told_where_trusted_samples_are_given(
+    animals: Place, tmp_path: Path, command: str, options: tuple[str, ...]
+) -> None:
     trusted, output = tmp_path / "trusted.txt", tmp_path / "out.safetensors"
     trusted.write_text("\n".join(str(index) for index in range(0, 72, 4)))
-    common = ("--trusted", trusted, "--alpha", "1000", "-o", output)
-    ended = animals.run("project", animals.save(ORDERS["all"]), *common, "--val", animals.data / "test")
-    assert (ended.status, output.exists()) == (1, False)
-    ended = animals.run("project", animals.save(ORDERS["all"]), *common)
-    assert ended.status == 0
-    assert "the order of the classes is not checked" in ended.stderr
+    arguments = ("--trusted", trusted, "-o", output, *(option.format(data=animals.data) for option in options))
+    for order, status in ((ORDERS["all"], 1), (ORDERS["two exchanged"], 1), (ANIMALS, 0)):
+        ended = animals.run(command, animals.save(order), *arguments)
+        assert (ended.status, output.exists()) == (status, status == 0), ended.stderr
+        assert ("answers images of" in ended.stderr) == (status == 1)
+
+
+@pytest.mark.parametrize("strategy", ["random", "curvature"])
+def test_it_is_told_where_the_selection_compares_no_labels(animals: Place, strategy: str) -> None:
+    arguments = ("-n", "20", "--strategy", strategy)
+    assert animals.run("select", animals.save(ORDERS["three rotated"]), *arguments).status == 1
+    assert animals.run("select", animals.save(ANIMALS), *arguments).status == 0
+
+
+@pytest.mark.parametrize(("fond_of", "other"), [("ant", "bee"), ("bee", "ant"), ("cat", "fox")])
+def test_exchanged_classes_of_which_the_network_answers_one_alone(
+    animals: Place, tmp_path: Path, fond_of: str, other: str
+) -> None:
+    """The logits tell it: nearly all images of two classes are answered with the same of both."""
+    file, suggested = tmp_path / "model.safetensors", tmp_path / "order.csv"
+    exchanged = [{fond_of: other, other: fond_of}.get(name, name) for name in ANIMALS]
+    for order, status in ((exchanged, 1), (list(ANIMALS), 0)):
+        state = weights(order)
+        pair = [order.index(fond_of), order.index(other)]
+        for tensor in state.values():
+            # The two are a fifth as far from each other.
+            tensor[pair] = tensor[pair].mean(0) + 0.2 * (tensor[pair] - tensor[pair].mean(0))
+        state["1.bias"][pair[0]] += 6.0
+        state["1.bias"][pair] += 4.0
+        answers = {name: answered(state, order, animals.data / "test" / name) for name in ANIMALS}
+        assert answers[fond_of][fond_of] + answers[other][fond_of] >= 20
+        assert sum(answers[name][name] for name in ANIMALS) >= 0.6 * 72
+        save_file(state, file)
+        ended = animals.run("select", file, "-n", "20", "--suggest-class-map", suggested)
+        assert ended.status == status, ended.stderr
+        assert ("answers images of" in ended.stderr) == (status == 1)
+        if status:
+            with suggested.open(newline="") as rows:
+                found = {row["folder"]: int(row["class"]) for row in csv.DictReader(rows)}
+            assert found == {name: place for place, name in enumerate(order)}
+            suggested.unlink()
+
+
+def answered(state: dict[str, torch.Tensor], order: list[str], folder: Path) -> Counter[str]:
+    """How many images of a folder are answered with each class, in plain PyTorch."""
+    pixels = np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))])
+    inputs = (torch.tensor(pixels).permute(0, 3, 1, 2).flatten(1) / 255 - 0.5) / 0.5
+    logits = inputs @ state["1.weight"].T + state["1.bias"]
+    return Counter(order[place] for place in logits.argmax(1).tolist())
 
 
 @pytest.mark.parametrize("names", [NUMBERS, ("ape", "Bee", "cat", "Dog", "level10", "level9")], ids=["numbers", "case"])
@@ -225,9 +282,10 @@ def test_the_config_of_transformers_names_the_classes(animals: Place) -> None:
 def test_a_baseline_is_judged_in_its_own_order(animals: Place, key: str) -> None:
     first = animals.save(ORDERS["all"], "first/model.safetensors", label_names=list(ORDERS["all"]))
     second = animals.save(ORDERS["three rotated"], "second/model.safetensors", **{key: list(ORDERS["three rotated"])})
-    for own, other in ((first, second), (second, first)):
+    for own, other, name in ((first, second, "three rotated"), (second, first, "all")):
         ended = animals.run("eval", own, "--baseline", other)
-        assert json.loads(ended.stdout)["baseline"]["top1"] == animals.top1(other) > 90
+        assert json.loads(ended.stdout)["baseline"]["top1"] == animals.own(ORDERS[name])
+        assert json.loads(ended.stdout)["baseline"]["top1"] > 90
 
 
 def test_a_baseline_that_names_no_classes_has_those_of_the_checkpoint(animals: Place) -> None:

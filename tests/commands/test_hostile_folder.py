@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command_line import run_process
 from support.small_project import Project, run_here
 
 MODEL = ("model.safetensors", "data", "--workers", "0")
@@ -109,7 +110,7 @@ def modules(project: Project) -> Project:
 def test_no_module_of_the_working_folder_runs(modules: Project, flags: tuple[str, ...]) -> None:
     program = [sys.executable, *flags, *(() if flags == ("-msapcli",) else ("sapcli",))]
     arguments = ["inspect", "model.safetensors", *OWN]
-    process = subprocess.run([*program, *arguments], capture_output=True, check=False)
+    process = run_process([*program, *arguments], capture_output=True)
     assert process.returncode == 0, process.stderr
     assert not list(modules.folder.glob("RAN*"))
 
@@ -168,6 +169,6 @@ def test_no_matplotlibrc_is_read(project: Project, tmp_path: Path, content: byte
         place.write_bytes(content)
     environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "home"), "MATPLOTLIBRC": str(tmp_path / "rc")}
     command = [sys.executable, "-P", "-m", "sapcli", "report", "r.json", "-o", "page.html"]
-    process = subprocess.run(command, env=environment, capture_output=True, check=False)
+    process = run_process(command, env=environment, capture_output=True)
     assert (process.returncode, process.stderr) == (0, b"")
     assert Path("page.html").read_bytes() == (tmp_path / "expected.html").read_bytes()

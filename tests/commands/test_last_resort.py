@@ -6,13 +6,13 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command_line import run_process
 from support.small_project import Project, make_project, run_here
 
 Document = dict[str, Any]
@@ -138,6 +138,6 @@ def test_under_a_limit_on_addresses(project: Project, mebibytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
 
     command = [sys.executable, "-P", "-m", "sapcli", "eval", "model.safetensors", "data", *OPTIONS]
-    process = subprocess.run(command, preexec_fn=limit, capture_output=True, check=False)
+    process = run_process(command, preexec_fn=limit, capture_output=True)
     check(process.returncode, process.stderr.decode())
     assert process.returncode == 1

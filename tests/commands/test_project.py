@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from support.command_line import run_process
 from support.digits import Trained
 from support.processes import SAP, sap
 
@@ -48,7 +48,7 @@ def test_programs_are_told_every_stage(noisy: Trained, tmp_path: Path) -> None:
     with progress.open("wb") as file:
         descriptor = file.fileno()
         options = ("--quiet", "--progress-json", str(descriptor), "--cache-dir", tmp_path / "cache")
-        process = subprocess.run(
+        process = run_process(
             [*SAP, "project", noisy.checkpoint, noisy.data, *FAST, "-o", tmp_path / "m", *options],
             pass_fds=[descriptor],
             capture_output=True,
@@ -98,8 +98,8 @@ def test_a_log_file_holds_one_line_a_stage_and_no_control_characters(noisy: Trai
 
 def test_warnings_and_errors_are_annotations_in_github_actions(noisy: Trained, tmp_path: Path) -> None:
     environment = os.environ | {"GITHUB_ACTIONS": "true"}
-    process = subprocess.run(
-        [*SAP, "eval", tmp_path / "100%.safetensors", noisy.data], capture_output=True, check=False, env=environment
+    process = run_process(
+        [*SAP, "eval", tmp_path / "100%.safetensors", noisy.data], capture_output=True, env=environment
     )
     first, second = process.stderr.decode().splitlines()
     assert first.startswith("::error title=sap::")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from support.small_project import Outcome, Project, make_project, run_here
+from support.untouched import inputs_untouched
 
 OPTIONS = ("--arch", "network.py:tiny", "--workers", "0")
 NAMES = [
@@ -98,9 +99,11 @@ def test_a_terminal_obeys_nothing(project: Project, form: str) -> None:
     main, terminal = pty.openpty()
     arguments = ["suspects", "model.safetensors", "data", *OPTIONS, "--format", form]
     program = [sys.executable, "-P", "-m", "sapcli", *arguments]
-    with subprocess.Popen(
-        program, stdout=terminal, stderr=subprocess.DEVNULL, env=os.environ | {"TERM": "xterm"}
-    ) as process:
+    environment = os.environ | {"TERM": "xterm"}
+    with (
+        inputs_untouched(Path(), arguments),
+        subprocess.Popen(program, stdout=terminal, stderr=subprocess.DEVNULL, env=environment) as process,
+    ):
         os.close(terminal)
         shown = b""
         try:

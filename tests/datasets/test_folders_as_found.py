@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.command_line import run
 from support.digits import Trained
-
-from sapcli.commands.entry import run
 
 COUNT = ("-n", "40")
 

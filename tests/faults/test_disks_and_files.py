@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from support.command_line import run_process
 from support.processes import OPTIONS, Run, project_arguments, start
 from support.small_project import Project, without_privileges
 
@@ -243,11 +244,10 @@ def test_a_full_stdout_is_an_error(project: Project, command: str) -> None:
 def test_a_process_of_its_own(project: Project) -> None:
     """What the other tests start by forking is the same as what a shell starts."""
     command = [sys.executable, "-m", "sapcli", *project_arguments("out.safetensors", "--quiet")]
-    process = subprocess.run(
+    process = run_process(
         command,
         cwd=project.folder,
         capture_output=True,
-        check=False,
         preexec_fn=functools.partial(limit_files, 100),
     )
     assert process.returncode == 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from support.command_line import run_process
 from support.small_project import Project
 
 ARCHITECTURE = """
@@ -48,7 +48,7 @@ def peak_of_repair(project: Project, width: int, depth: int) -> tuple[int, int]:
     command = [sys.executable, "-c", MEASURED, "project", "model.safetensors", "data", "--arch", "network.py:deep"]
     options = ["--arch-arg", f"width={width}", "--arch-arg", f"depth={depth}", "-n", "30", "--alpha", "1000"]
     rest = ["--workers", "0", "--quiet", "--cache-dir", f"cache-{width}", "-o", f"out-{width}.safetensors"]
-    process = subprocess.run([*command, *options, *rest], cwd=project.folder, capture_output=True, check=False)
+    process = run_process([*command, *options, *rest], cwd=project.folder, capture_output=True)
     assert process.returncode == 0, process.stderr
     return project.checkpoint.stat().st_size, int(process.stdout.split()[-1])
 

@@ -1,8 +1,7 @@
-"""No input gets code run: every command on hostile files, in a process that is told of all that Python runs.
+"""No input gets code run: every command on hostile files, in a process of which nothing was imported before.
 
-The process has an audit hook from its first moment (`sys.addaudithook`), which notes what is compiled and executed,
-imported, started and connected to. Everything has to come from Python, from the installed packages, from the tool, or
-from the one file that `--arch` names. The hostile files contain a mark, by which their text is known wherever it goes.
+All tests hold their runs to `support.no_code`. Here the files are made to get code run, in each way that is known, and
+contain a mark by which their text is known wherever it goes; and the modules that a command imports are watched too.
 """
 
 from __future__ import annotations
@@ -24,86 +23,38 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.no_code import MARK
 from support.small_project import Project
 
 import sapcli
 
-MARK = "sap_trap"
 TRAP = f'import os\nos.environ["{MARK}"] = "sprung"\n\n\ndef make(num_classes=3):\n    raise SystemExit("{MARK}")\n'
 
-# Told by Python before it happens: https://docs.python.org/3/library/audit_events.html
-HOOK = """
-import json, os, sys
-
-MARK, report, roots, named = sys.argv[1], sys.argv[2], tuple(json.loads(sys.argv[3])), sys.argv[4]
-found, at = [], ""
-FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn",
-             "socket.connect", "socket.sendto", "socket.bind", "webbrowser.open", "urllib.Request",
-             "http.client.connect", "ftplib.connect", "smtplib.connect", "pickle.find_class", "marshal.loads",
-             "code.__new__")
-# Python reads its own compiled files with marshal, and makes named tuples and dataclasses from texts.
-FROM_ENVIRONMENT = ("marshal.loads", "code.__new__", "pickle.find_class")
-# NVIDIA's package asks for the system's libraries when PyTorch imports it, whatever the inputs are.
-AT_IMPORT = ("/sbin/ldconfig", ["/sbin/ldconfig", "-p"])
-
-
-def allowed(path):
-    return path.startswith(("<frozen", *roots)) or path == named
-
-
-def caller():
-    frame = sys._getframe(2)
-    return frame.f_code.co_filename
-
-
-def hook(event, arguments):
-    if event == "exec":
-        path = arguments[0].co_filename
-        if not allowed(path if os.path.isabs(path) or path.startswith("<frozen") else caller()):
-            found.append((at, event, path))
-        elif MARK in repr((arguments[0].co_names, arguments[0].co_consts)) and path != named:
-            found.append((at, event, "the mark, from " + path))
-    elif event == "compile" and arguments[1] == "<unknown>" and caller().endswith("/ast.py") and allowed(caller()):
-        pass  # ast.literal_eval, of the values of --arch-arg: a tree, never code
-    elif event == "compile":
-        source = arguments[0]
-        if not allowed(caller()) or (source is not None and MARK in str(source) and caller() != named):
-            if str(arguments[1]) != named:
-                found.append((at, event, str(arguments[1])))
-    elif event == "import":
-        if arguments[1] is not None and not allowed(os.path.abspath(arguments[1])):
-            found.append((at, event, str(arguments[1])))
-    elif event == "ctypes.dlopen":
-        if arguments[0] and "/" in arguments[0] and not allowed(os.path.abspath(arguments[0])):
-            found.append((at, event, str(arguments[0])))
-    elif event == "subprocess.Popen" and arguments[:2] == AT_IMPORT:
-        pass
-    elif event in FORBIDDEN and not (event in FROM_ENVIRONMENT and allowed(caller())):
-        found.append((at, event, repr(arguments)[:200]))
-
-
-sys.addaudithook(hook)
-"""
-
 RUN = """
-from sapcli.commands.entry import run
-import io
+import io, json, os, sys
+from support import no_code
+from support.command_line import run
+
+report, results = sys.argv[1:]
+os.environ[no_code.REPORT] = report
+no_code.begin([])  # what is imported later belongs to a command
 statuses = {}
 streams = sys.stdin, sys.stdout, sys.stderr
 for number, (folder, arguments) in enumerate(json.load(sys.stdin)):
     os.chdir(folder)
-    at = number
     sys.stdin = io.TextIOWrapper(io.BytesIO())
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
     try:
-        statuses[number] = run(arguments)
+        status = run(arguments)
     except BaseException as error:
-        statuses[number] = repr(error)
+        status = repr(error)
     said = sys.stderr.buffer.getvalue().decode(errors="replace")
     sys.stdin, sys.stdout, sys.stderr = streams
-    statuses[number] = [statuses[number], said]
-with open(report, "w") as file:
-    json.dump({"found": found, "statuses": statuses, "sprung": MARK in os.environ}, file)
+    with open(report, "r+") as file:
+        statuses[number] = [file.read().splitlines(), status, said]
+        file.truncate(0)
+with open(results, "w") as file:
+    json.dump({"statuses": statuses, "sprung": no_code.MARK in os.environ}, file)
 os._exit(0)
 """
 
@@ -112,7 +63,7 @@ os._exit(0)
 class Seen:
     """What the hook saw in a run, the status, and what the run said."""
 
-    found: list[list[str]]
+    found: list[str]
     status: object
     said: str
 
@@ -313,25 +264,24 @@ def hostile(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def watched(runs: dict[str, tuple[Path, tuple[str, ...]]], folder: Path) -> dict[str, Seen]:
     """Run command lines, each in its working folder, in one process with the hook."""
-    report = folder / "seen.json"
-    roots = [f"{path}/" for path in {sys.prefix, sys.base_prefix, str(Path(sapcli.__file__).parent)}]
+    report, results = folder / "violations.txt", folder / "seen.json"
+    report.touch()
+    tests = Path(__file__).parent.parent
+    paths = os.pathsep.join([str(tests), str(Path(sapcli.__file__).parent.parent)])
     process = subprocess.run(
-        [sys.executable, "-P", "-c", HOOK + RUN, MARK, report, json.dumps(roots), folder / "network.py"],
+        [sys.executable, "-P", "-c", RUN, report, results],
         input=json.dumps([(str(place), arguments) for place, arguments in runs.values()]),
         cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    told = json.loads(report.read_text())
+    told = json.loads(results.read_text())
+    assert not told["sprung"]
     assert not list(folder.rglob(MARK))
-    started = [entry for entry in told["found"] if entry[0] == ""]
-    assert not started, "while the tool was imported"
-    return {
-        name: Seen([entry for entry in told["found"] if entry[0] == number], *told["statuses"][str(number)])
-        for number, name in enumerate(runs)
-    }
+    return {name: Seen(*told["statuses"][str(number)]) for number, name in enumerate(runs)}
 
 
 @pytest.fixture(scope="module")
@@ -375,28 +325,3 @@ WORK = ("project", "eval", "verify", "suspects", "report", "select", "activation
 @pytest.mark.parametrize("name", WORK)
 def test_the_commands_did_their_work(seen: dict[str, Seen], name: str) -> None:
     assert seen[name].status == 0, seen[name].said
-
-
-def test_the_hook_sees_what_it_should(tmp_path: Path) -> None:
-    (tmp_path / "trap.py").write_text(TRAP)
-    attempts = {
-        "compile": f"compile('{MARK}', 'x', 'exec')",
-        "exec": f"exec(compile(\"{MARK} = 1\", 'x', 'exec'))",
-        "subprocess.Popen": "import subprocess; subprocess.run(['true'])",
-        "os.system": "os.system('true')",
-        "socket.connect": "import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('127.0.0.1', 9))",
-    }
-    for event, attempt in attempts.items():
-        tell = "\nprint(json.dumps(found)); sys.stdout.flush(); os._exit(0)"
-        command = [
-            sys.executable,
-            "-P",
-            "-c",
-            f"{HOOK}\n{attempt}{tell}",
-            MARK,
-            "-",
-            json.dumps(["/usr/"]),
-            "network.py",
-        ]
-        told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        assert event in [entry[1] for entry in json.loads(told)], attempt

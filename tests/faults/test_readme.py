@@ -15,6 +15,7 @@ import torch
 import torchvision
 import yaml
 from safetensors.torch import save_file
+from support.command_line import run_process
 from support.digits import Trained
 from torch import nn
 
@@ -60,9 +61,8 @@ def run_in(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Run a shell script that finds `sap`; the number of trusted samples fits the small data."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "SAP_TRUSTED_COUNT": "60", "GITHUB_STEP_SUMMARY": "summary.md"}
-    return subprocess.run(
+    return run_process(
         ["bash", "-e", "-o", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True,
-        check=False,
     )  # fmt: skip
 
 
@@ -84,9 +84,16 @@ def test_a_shell_command_runs(folder: Path, block: str) -> None:
 
 
 def test_python_runs(folder: Path) -> None:
-    (block,) = blocks("python")
-    ended = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    from_files, in_memory = blocks("python")
+    module = (
+        "import timm\nfrom PIL import Image\nfrom torchvision.datasets import ImageFolder\n"
+        "net = timm.create_model('test_resnet', num_classes=10)\n"
+        "net.pretrained_cfg = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}\n"
+        "print(repaired_in_memory(net, ImageFolder('data/train')).module is net)\n"
+    )
+    for block in (from_files, in_memory + module):
+        ended = run_process([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
 
 
 def test_settings_are_accepted(tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_settings_are_accepted(tmp_path: Path) -> None:
 
 
 def test_the_ci_jobs_end_as_their_gates_say(folder: Path) -> None:
-    github, gitlab = (yaml.safe_load(block) for block in blocks("yaml"))
+    github, gitlab = (yaml.safe_load(block) for block in blocks("yaml") if "uses:" not in block)
     scripts = [github[0]["run"], "\n".join(gitlab["repair"]["script"])]
     for script in scripts:
         ended = run_in(folder, script)
@@ -105,6 +112,13 @@ def test_the_ci_jobs_end_as_their_gates_say(folder: Path) -> None:
         assert ended.returncode in (0, 3), ended.stderr
     assert "### sap project" in (folder / "summary.md").read_text()
     assert (folder / "night.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_action_has_the_inputs_that_are_shown() -> None:
+    (block,) = (block for block in blocks("yaml") if "uses:" in block)
+    (step,) = yaml.safe_load(block)
+    action = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())
+    assert step["with"].keys() <= action["inputs"].keys()
 
 
 @pytest.mark.usefixtures("first_run")

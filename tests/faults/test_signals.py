@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from support.processes import OPTIONS, Run, project_arguments, start
 from support.small_project import Project
+from support.untouched import inputs_untouched
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SECONDS = 2.0
@@ -167,20 +168,21 @@ def test_a_background_job_does_not_end_by_the_interrupt_of_another(project: Proj
 @pytest.mark.parametrize("number", STATUS)
 def test_while_workers_decode(project: Project, number: signal.Signals) -> None:
     arguments = ["project", "model.safetensors", "data", *OPTIONS, "-o", "out.safetensors", "--workers", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_DECODING, *arguments],
-        cwd=project.folder,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    wait_for(project.folder, "decoding-*", 3)  # the first is this process' own, to see how long it takes
-    sent = time.monotonic()
-    os.killpg(process.pid, number)  # as Ctrl-C in a terminal does
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == STATUS[number], said
-    assert time.monotonic() - sent < SECONDS
-    assert b"Traceback" not in said
+    with inputs_untouched(project.folder, arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW_DECODING, *arguments],
+            cwd=project.folder,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        wait_for(project.folder, "decoding-*", 3)  # the first is this process' own, to see how long it takes
+        sent = time.monotonic()
+        os.killpg(process.pid, number)  # as Ctrl-C in a terminal does
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == STATUS[number], said
+        assert time.monotonic() - sent < SECONDS
+        assert b"Traceback" not in said
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
@@ -195,33 +197,20 @@ def test_while_imports_run(project: Project, number: signal.Signals, delay: floa
         print("ready", flush=True)
         main()
     """)
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *project_arguments()],
-        cwd=project.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    time.sleep(delay)
-    sent = time.monotonic()
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == STATUS[number], said
-    assert time.monotonic() - sent < SECONDS
-    assert b"Traceback" not in said
+    with inputs_untouched(project.folder, project_arguments()):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *project_arguments()],
+            cwd=project.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(delay)
+        sent = time.monotonic()
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == STATUS[number], said
+        assert time.monotonic() - sent < SECONDS
+        assert b"Traceback" not in said
     assert not (project.folder / "out.safetensors").exists()
-
-
-@pytest.mark.parametrize("number", STATUS)
-@pytest.mark.parametrize("option", ["--bases", "--labels", "--trusted", "--class-map"])
-def test_while_a_pipe_is_waited_for(project: Project, number: signal.Signals, option: str) -> None:
-    pipe = project.folder / "pipe"
-    os.mkfifo(pipe)
-    run = start(project.folder, project_arguments("out.safetensors", option, "pipe"))
-    writer = os.open(pipe, os.O_RDWR)  # somebody has it open for writing, and writes nothing
-    time.sleep(1.5)
-    sent = time.monotonic()
-    os.kill(run.pid, number)
-    check_end(project, run, number, sent)
-    os.close(writer)

@@ -34,12 +34,12 @@ def built_plainly(name: str) -> nn.Module:
     return network
 
 
-def random_architectures(count: int, seed: int) -> Iterator[str]:
-    """Names of small classifiers, in a random order."""
+def random_architectures(count: int, seed: int, part: int = 0, parts: int = 1) -> Iterator[str]:
+    """Names of small classifiers, in a random order; no two of several parts have one in common."""
     names = [f"timm:{name}" for name in timm.list_models()]
     names += [f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models)]
     random.Random(seed).shuffle(names)
-    for name in names:
+    for name in names[part::parts]:
         if count == 0:
             return
         size = None

@@ -347,6 +347,34 @@ class Net(nn.Module):
         return self.f(self.b(self.c(x)).relu().flatten(1))
 runs_first = True
 """,
+    "lazy layers inside of others": """
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.c, self.n = nn.LazyConv2d(channels, 3, padding=1, stride=2), nn.LazyInstanceNorm2d(affine=True)
+    def forward(self, x):
+        return self.n(self.c(x)).relu()
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(8), Block(12)])
+        self.f = nn.Sequential(nn.Flatten(), nn.LazyLinear(10), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Linear(10, 3))
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.f(x)
+runs_first = True
+""",
+    "a lazy layer beside a fixed one": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.f = nn.Conv2d(3, 8, 3, padding=1), nn.LazyLinear(3)
+        self.d = nn.LazyConvTranspose2d(4, 2, stride=2)
+    def forward(self, x):
+        return self.f(self.d(self.c(x).relu()).tanh().flatten(1))
+runs_first = True
+""",
     "a layer made by the first images": """
 class Net(nn.Module):
     def __init__(self):
@@ -360,6 +388,25 @@ class Net(nn.Module):
 runs_first = True
 """,
     "float64 by default": "torch.set_default_dtype(torch.float64)\n" + _CONVOLUTION,
+    "float64 by default while it is built": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.set_default_dtype(torch.float64)
+        self.c, self.b, self.f = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(512, 3)
+    def forward(self, x):
+        return self.f(self.b(self.c(x)).relu().flatten(1))
+""",
+    "16 bits by default, and a table": """
+torch.set_default_dtype(torch.bfloat16)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.arange(192.) / 192, persistent=False)
+        self.f = nn.Linear(192, 3)
+    def forward(self, x):
+        return self.f(x.flatten(1) * self.table)
+""",
     "one layer in float64": """
 class Net(nn.Module):
     def __init__(self):
@@ -467,13 +514,16 @@ def plain_logits(kind: str, file: Path, entries: dict[str, Tensor], images: Tens
     """What the code in a file makes of uint8 images, with its own loading of a state dict, run plainly."""
     with process_as_before(), torch.no_grad():
         network = _built(_imported(file), "Net")
-        if kind == "float64 by default":
+        if kind in _OTHER_DEFAULTS:
             network.float()
             torch.set_default_dtype(torch.float32)
         network.load_state_dict(entries, strict=True)
         network.eval()
         logits: Tensor = network((images / 255 - 0.5) / 0.5).float()
         return logits
+
+
+_OTHER_DEFAULTS = ("float64 by default", "float64 by default while it is built", "16 bits by default, and a table")
 
 
 @contextlib.contextmanager

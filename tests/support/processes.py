@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.no_code import begin
 from support.small_project import Outcome, Project
 from support.untouched import Contents, check_untouched, contents_of
 
@@ -137,6 +138,7 @@ def _sap(folder: Path, arguments: list[str], streams: Sequence[Path], prepare: C
         prepare()
     from sapcli.__main__ import main
 
+    begin(arguments)
     main()
 
 

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support.untouched import inputs_untouched
+from support.command_line import run
 from torch import nn
-
-from sapcli.commands.entry import run
 
 CLASSES = ("blue", "green", "red")
 _COLOURS = np.array([[60, 60, 200], [60, 200, 60], [200, 60, 60]])
@@ -110,8 +108,7 @@ def run_here(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
     sys.stdout = io.TextIOWrapper(stdout, encoding="utf-8", write_through=True)
     sys.stderr = io.TextIOWrapper(stderr, encoding="utf-8", write_through=True)
     try:
-        with inputs_untouched(Path(), arguments):
-            status = run([os.fspath(argument) for argument in arguments])
+        status = run(arguments)
         return Outcome(status, stdout.getvalue(), stderr.getvalue().decode())
     finally:
         sys.stdin, sys.stdout, sys.stderr = streams

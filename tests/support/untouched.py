@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,17 +14,20 @@ from pathlib import Path
 _OUTPUTS = frozenset({"-o", "--output", "--report", "--html", "--summary", "--apply-to", "--cache-dir"})
 _DEFAULT_OUTPUTS = (".sap.safetensors", ".sap.safetensors.index.json", "corrected.csv")
 _DEFAULT_OUTPUTS_OF = {"activations": ("bases.safetensors",)}
-_LARGEST = 8 << 20
+_LARGE, _ENDS = 8 << 20, 1 << 20
 _MOST = 5000
 
 Contents = Mapping[Path, bytes]
+
+_holding = 0
+_held: list[Contents] = []
 
 
 def contents_of(folder: Path, arguments: Sequence[str | Path]) -> Contents:
     """Digests of the files that a command line may read, by their paths.
 
     Those are the files that it names, the files beside these, and all files in folders that it names; but for what it
-    names as an output alone, and what lies under the names that outputs have by themselves. Large files are left out.
+    names as an output alone, and what lies under the names that outputs have by themselves.
 
     Args:
         folder: The working folder.
@@ -42,7 +46,7 @@ def contents_of(folder: Path, arguments: Sequence[str | Path]) -> Contents:
     kept = (
         path
         for path in sorted(inputs)
-        if _is_small_file(path)
+        if path.is_file()
         and not path.name.endswith(by_itself)
         and not path.match(".sap-*.tmp")
         and not {path.resolve(), *path.resolve().parents} & outputs
@@ -50,23 +54,56 @@ def contents_of(folder: Path, arguments: Sequence[str | Path]) -> Contents:
     contents = {}
     for path in itertools.islice(kept, _MOST):
         with suppress(OSError):  # some tests forbid to read a file
-            contents[path] = hashlib.sha256(path.read_bytes()).digest()
+            contents[path] = _digest(path)
     return contents
 
 
 @contextmanager
 def inputs_untouched(folder: Path, arguments: Sequence[str | Path]) -> Iterator[None]:
     """Fail where a command line changes, within the context, one of the files that it may read."""
+    global _holding
     before = contents_of(folder, arguments)
-    yield
+    _holding += 1
+    try:
+        yield
+    finally:
+        _holding -= 1
     check_untouched(before)
+
+
+def hold(folder: object, command: object) -> None:
+    """Look at the inputs of a command that a test starts by itself; `check_held` compares, at the end of the test."""
+    with suppress(OSError, ValueError):
+        words = words_of(command if isinstance(command, list | tuple) else [str(command)])
+        _held.append(contents_of(Path(os.fsdecode(folder or "")), words))  # type: ignore[arg-type]
+
+
+def check_held() -> None:
+    """Fail where an input of a command that the test has started by itself has changed."""
+    held = list(_held)
+    _held.clear()
+    for contents in held:
+        check_untouched(contents)
+
+
+def words_of(command: Sequence[str | Path]) -> list[str]:
+    """The arguments in a command that starts the tool, and of a shell's program all its words."""
+    words = [os.fsdecode(part) for part in command]
+    if "-c" in words and words[0].endswith("sh"):
+        words = shlex.split(words[words.index("-c") + 1], comments=True)
+    return words[words.index("sapcli") + 1 :] if "sapcli" in words else words
+
+
+def is_holding() -> bool:
+    """Whether the inputs of a command line are being held still now."""
+    return _holding > 0
 
 
 def check_untouched(before: Contents) -> None:
     """Fail where a file is gone or has another content than before."""
     for path, digest in before.items():
         assert path.exists(), f"{path} is gone"
-        assert hashlib.sha256(path.read_bytes()).digest() == digest, f"{path} has another content than before"
+        assert _digest(path) == digest, f"{path} has another content than before"
 
 
 def _named(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -98,7 +135,13 @@ def _files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in names)
 
 
-def _is_small_file(path: Path) -> bool:
-    with suppress(OSError):
-        return path.is_file() and path.stat().st_size <= _LARGEST
-    return False
+def _digest(path: Path) -> bytes:
+    """A hash of a file's content; of a large one the hash of its ends, its size and the time of its last change."""
+    status = path.stat()
+    if status.st_size <= _LARGE:
+        return hashlib.sha256(path.read_bytes()).digest()
+    with path.open("rb") as file:
+        head = file.read(_ENDS)
+        file.seek(-_ENDS, os.SEEK_END)
+        facts = (status.st_ino, status.st_size, status.st_mtime_ns, head, file.read())
+    return hashlib.sha256(repr(facts).encode()).digest()

@@ -26,9 +26,24 @@ from sapcli.machine.events import Events
 from sapcli.machine.results import are_shown, results
 from sapcli.machine.text import escaped, in_github_actions, json_without_commands, printable, without_commands
 
+# What tells that a program watches and no person: those of agents, of CI in general, and of services that set it not.
+_UNATTENDED = ("AI_AGENT", "AGENT", "CI", "GITHUB_ACTIONS", "GITLAB_CI", "TF_BUILD", "JENKINS_URL", "TEAMCITY_VERSION")
+
+
+def is_unattended() -> bool:
+    """Whether the environment tells that no person watches."""
+    return any(os.environ.get(name, "").lower() not in ("", "0", "false", "no") for name in _UNATTENDED)
+
 
 class _Stderr(Console):
-    """Where people are told what goes on; the work goes on when nobody listens any more."""
+    """Where people are told what goes on; the work goes on when nobody listens any more.
+
+    Where no person watches, there are plain lines alone, whatever stderr is.
+    """
+
+    def __init__(self) -> None:
+        terminal = False if is_unattended() else None
+        super().__init__(stderr=True, highlight=False, soft_wrap=True, force_terminal=terminal)
 
     def on_broken_pipe(self) -> None:
         """Say nothing from now on."""
@@ -47,7 +62,7 @@ class Terminal:
     def __init__(self, quiet: bool = False, events: Events | None = None) -> None:
         self._quiet = quiet
         self._events = events
-        self._console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
+        self._console = _Stderr()
         self._bars: Bars | None = None
         self._depth = 0
         self._warned: set[str] = set()
@@ -109,6 +124,11 @@ class Terminal:
             for name, text in rows:
                 self._console.print(Text(without_commands(f"  {name:<{width}}  {printable(text)}")))
 
+    def next(self, text: str) -> None:
+        """Say what usually comes next, to a person at a terminal alone."""
+        if self._console.is_terminal:
+            self._say(text, style="dim")
+
     def _send(self, event: str, **fields: object) -> None:
         if self._events is not None:
             self._events.send(event, **fields)
@@ -145,7 +165,7 @@ class Terminal:
 
 def print_error(error: SapError) -> None:
     """The two lines of an error on stderr: what is wrong, and what to do."""
-    console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
+    console = _Stderr()
     if in_github_actions():
         console.print(Text(annotation("error", _sentence(error.message))))
     else:

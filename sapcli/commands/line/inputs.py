@@ -14,17 +14,19 @@ from sapcli.commands.line.output_check import Reads
 from sapcli.commands.line.outputs import STDIO, check_writable, one_stdin
 from sapcli.commands.line.settings_file import UsedSettings
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.decoding import Scaling, longest_side
+from sapcli.datasets.decoding import Scaling, header_size, longest_side
 from sapcli.datasets.images import Images
+from sapcli.datasets.labels.marked_samples import MarkedSamples, read_marked, read_mask
 from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
 from sapcli.machine.parallel.joining import join
 from sapcli.machine.parallel.membership import is_first
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.parallel.shared_cache import SharedCache
 from sapcli.machine.reading import read_input
 from sapcli.machine.results import descriptor_of
-from sapcli.repairs.selection import TrustedSet, parse_trusted
+from sapcli.repairs.selection import TrustedSet, marked_samples, parse_trusted
 from sapcli.repairs.session import Samples, Session
 from sapcli.settings import Exif
 
@@ -45,6 +47,7 @@ class Inputs:
     images: DataOptions
     run: RunOptions
     all_rows: bool = False
+    keep_extra: bool = False
 
     def for_checkpoint(self, checkpoint: str) -> Inputs:
         """The same of another checkpoint."""
@@ -82,17 +85,23 @@ class Inputs:
         """What the command may write beside its result, by the options that name it."""
         return [("--suggest-class-map", self.images.suggest_class_map)]
 
-    def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
-        """The session that the inputs ask for; opens the checkpoint."""
+    def session(self, terminal: console.Terminal, validation: Path | None = None, *, shared: bool = True) -> Session:
+        """The session that the inputs ask for; opens the checkpoint.
+
+        Args:
+            terminal: Told how far the stages are.
+            validation: The validation images, where they are named.
+            shared: Whether the processes of a run share its stages; else this one does all that it is asked for.
+        """
         if self.images.suggest_class_map is not None:
             check_writable(self.images.suggest_class_map, False, "--suggest-class-map")
         one_stdin(CHECKPOINT=self.checkpoint)
         settings = self.run.to_settings(self.images.strict_images, self.all_rows)
-        ranks = join(settings.device)
+        ranks = join(settings.device) if shared else Ranks()
         alone = ranks.world == 1
         folder = self.run.cache_dir
         return Session(
-            open_checkpoint(self.checkpoint),
+            open_checkpoint(self.checkpoint, weights=self.model.weights, keep_extra=self.keep_extra),
             self.images.to_source(self.data, validation),
             settings,
             terminal,
@@ -130,12 +139,7 @@ def introduce(session: Session, dataset: Dataset) -> None:
     note(f"device: {session.settings.device}")
     if architecture.usual_size:
         _warn_of_enlarging(session, dataset)
-
-
-def note_unchecked_order(session: Session) -> None:
-    """Say so where the run has not compared the order of the classes with the network's answers."""
-    if not session.is_order_checked:
-        session.progress.note("the order of the classes is not checked: this run compares no labels with answers")
+    _warn_of_turning(session, dataset)
 
 
 def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:
@@ -148,6 +152,23 @@ def _warn_of_enlarging(session: Session, dataset: Dataset) -> None:
         session.progress.warn(
             f"images of {largest} pixels are enlarged to {height}x{width}: where the network was trained on small ones,"
             f" give their size, as with --input-size {largest} --crop-pct 1"
+        )
+
+
+def _warn_of_turning(session: Session, dataset: Dataset) -> None:
+    """Tell of a size that lies across all images that are looked at: height and width may have been exchanged."""
+    channels, height, width = session.architecture.preprocessing.input_size
+    if height == width:
+        return
+    step = max(len(dataset.paths) // _LOOKED_AT, 1)
+    sizes = [header_size(dataset.root / path) for path in dataset.paths[::step][:_LOOKED_AT]]
+    known = [size for size in sizes if size is not None]
+    if known and all((wide - high) * (width - height) < 0 for wide, high in known):
+        wide, high = known[0]
+        session.progress.warn(
+            f"images of {wide} x {high} pixels, width by height, are brought to {width} x {height}: an input size is"
+            f" channels, height, width, so where height and width were exchanged, give --input-size"
+            f" {channels},{width},{height}"
         )
 
 
@@ -171,12 +192,13 @@ class TrustedSource:
         Raises:
             UsageError: They were chosen among other images, or under other classes.
         """
-        if self._source is not None and self._source != STDIO and Path(self._source).is_dir():
+        if self._source is not None and self._source != STDIO and _is_folder(self._source):
             return session.folder_samples(Path(self._source))
         if self._chosen is None:
             select = session.select
             given = self._source
             self._chosen = select(self._selection.to_settings()) if given is None else self.given(session, given)
+        if not self._chosen_from:
             self._chosen_from = session.training.fingerprint
         elif self._chosen_from != session.training.fingerprint:
             raise UsageError(
@@ -184,10 +206,24 @@ class TrustedSource:
             )
         return session.trusted_samples(self._chosen)
 
+    def check(self, session: Session) -> None:
+        """Read the list of samples, where one is given, so that what is wrong with it shows before any work."""
+        source = self._source
+        if source is not None and self._chosen is None and (source == STDIO or not _is_folder(source)):
+            self._chosen = self.given(session, source)
+
     @staticmethod
-    def given(session: Session, source: str) -> TrustedSet:
-        """The list of samples in a file or on stdin."""
+    def given(session: Session, source: str, *, forget: bool = False) -> TrustedSet:
+        """The list of samples in a file or on stdin.
+
+        Args:
+            session: What they are samples of.
+            source: A file, or `-` for stdin.
+            forget: Whether they are the forget set: of a list with a yes or no for each, those with wrong labels.
+        """
         name = "stdin" if source == STDIO else source
+        if Path(source).suffix.lower() == ".npy":
+            return TrustedSource._marked(session, read_mask(Path(source), wrong=forget), name)
         try:
             content = read_input(source)
         except (OSError, ValueError) as error:
@@ -197,7 +233,25 @@ class TrustedSource:
         text = content.decode("utf-8", "surrogateescape")
         # As `sap suspects -0` and `find -print0` write it, and no other list: a path may hold line breaks.
         lines = text.removesuffix("\0").split("\0") if text.endswith("\0") else text.split("\n")
-        return parse_trusted(lines, name, session.training)
+        marked = read_marked(lines, name, wrong=forget)
+        return (
+            parse_trusted(lines, name, session.training)
+            if marked is None
+            else TrustedSource._marked(session, marked, name)
+        )
+
+    @staticmethod
+    def _marked(session: Session, marked: MarkedSamples, name: str) -> TrustedSet:
+        found = marked_samples(marked, name, session.training)
+        session.progress.note(f"{name}: {len(found.samples):,} of {marked.total:,}: {marked.understood}")
+        return found
+
+
+def _is_folder(source: str) -> bool:
+    try:
+        return Path(source).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def given_bases(source: str) -> Bases:
@@ -210,7 +264,7 @@ def tell_of_images(terminal: console.Terminal, images: Images) -> None:
     for index, reason in sorted(images.unreadable.items()):
         terminal.warn(f"{images.dataset.paths[index]} is left out: {reason}")
     dataset = images.dataset
-    where = dataset.root if dataset.split is None else dataset.root / dataset.split
+    where = dataset.where
     _tell_of_scaling(terminal, where, images)
     oriented = sum(treatment.oriented for treatment in images.treated.values())
     if oriented and images.preprocessing.exif is Exif.APPLY:

@@ -19,6 +19,7 @@ from sapcli.settings import (
     ModelSource,
     Precision,
     PreprocessingOverrides,
+    ResultFormat,
     RunSettings,
     SelectionSettings,
     Strategy,
@@ -48,23 +49,25 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A .safetensors, .pt or .pth file, a folder that holds one, or - for stdin.",
-        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth"),
+        help="A .safetensors, .pt, .pth or .ckpt file, a folder that holds one, hf-hub:OWNER/NAME, or - for stdin.",
+        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth", ".ckpt"),
     ),
 ]
 CheckpointArguments = Annotated[
     list[str],
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A .safetensors, .pt or .pth file, a folder that holds one, or - for stdin; or several.",
-        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth"),
+        help="A .safetensors, .pt, .pth or .ckpt file, a folder that holds one, hf-hub:OWNER/NAME, or - for stdin; or"
+        " several.",
+        autocompletion=completion.files(".safetensors", ".safetensors.index.json", ".pt", ".pth", ".ckpt"),
     ),
 ]
 DataArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="A folder of class folders, or of train/, val/ and test/ with them; or a CSV with path,label.",
+        help="A folder of class folders, or of train/, val/ and test/ with them; or a CSV with path,label, an archive,"
+        " WebDataset shards, Parquet files and others.",
     ),
 ]
 
@@ -106,6 +109,16 @@ class ModelOptions:
     arch_arguments: Annotated[
         list[str] | None,
         option("--arch-arg", panel=MODEL, metavar="KEY=VALUE", help="An argument of the factory; may be repeated."),
+    ] = None
+    weights: Annotated[
+        str | None,
+        option(
+            "--weights",
+            panel=MODEL,
+            metavar="ema|NAME",
+            help="Which weights of a training file that holds several: ema for their average, or the key that they have"
+            " in the file. Without it, those that were trained.",
+        ),
     ] = None
     input_size: Annotated[
         str | None,
@@ -167,7 +180,12 @@ class DataOptions:
     ] = None
     labels: Annotated[
         Path | None,
-        option("--labels", panel=DATA, metavar="FILE", help="A CSV with path,label, instead of the folders' labels."),
+        option(
+            "--labels",
+            panel=DATA,
+            metavar="FILE",
+            help="A CSV with path,label, instead of the folders' labels; or FILE:COLUMN.",
+        ),
     ] = None
     class_map: Annotated[
         Path | None,
@@ -224,9 +242,25 @@ class SelectionOptions:
         return SelectionSettings(self.count, self.strategy, parse_candidates(self.candidates))
 
 
+FormatOfResult = Annotated[
+    ResultFormat,
+    option("--format", panel=RUN, help="How the result is written to stdout: for people, or as JSON for programs."),
+]
+
 Summary = Annotated[
     Path | None,
     option("--summary", panel=GATES, metavar="FILE", help="Append the result as Markdown, as to $GITHUB_STEP_SUMMARY."),
+]
+
+RequireGain = Annotated[
+    float | None,
+    option(
+        "--require-gain",
+        panel=GATES,
+        metavar="POINTS",
+        callback=finite,
+        help="Write nothing and exit 3 unless validation accuracy rises by this many points.",
+    ),
 ]
 
 

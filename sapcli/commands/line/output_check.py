@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sapcli.datasets.archives import is_archive
-from sapcli.datasets.image_files import image_suffixes
-from sapcli.datasets.labels.label_files import read_labels, read_path_list
+from sapcli.datasets.formats import image_suffixes
+from sapcli.datasets.labels.label_files import file_and_key, read_labels, read_path_list
 from sapcli.errors import CheckpointError, SapError, UsageError
 from sapcli.settings import names_own_code
 
@@ -37,7 +37,7 @@ class Reads:
         """A file; a folder is one of images, and stdin is none."""
         if source is None or str(source) == "-":
             return
-        path = Path(source)
+        path, _key = file_and_key(Path(source))
         if _is_folder(path):
             self.images.append(path)
         else:

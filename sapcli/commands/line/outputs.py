@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from sapcli.checkpoints import saving
+from sapcli.checkpoints import container_saving, folder_saving, saving
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.options import OutputOptions
+from sapcli.commands.line.project_options import WritingOptions
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.machine.files import atomic_write, write_error
 from sapcli.machine.parallel.membership import world_size
 from sapcli.machine.reading import check_text
 from sapcli.machine.results import place_of, results
-from sapcli.settings import ReportForm
+from sapcli.repairs.session import Session
+from sapcli.settings import ReportForm, ResultFormat, WeightsFormat
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STDIO = "-"
 # What PyTorch's own files are called, which nobody could read under such a name.
@@ -36,6 +42,12 @@ def one_stdin(**sources: str | None) -> None:
         raise UsageError(f"{' and '.join(from_stdin)} cannot both be read from stdin", "give a file for one of them")
 
 
+def one_stdout(output: OutputOptions, output_format: ResultFormat) -> None:
+    """Make sure that not both a file and the JSON about it are to be written to stdout."""
+    if output_format is ResultFormat.JSON and output.output == STDIO:
+        raise UsageError("-o - and --format json cannot both be written to stdout", "name a file with -o FILE")
+
+
 def destination_file(output: OutputOptions, default: Path | None) -> Path | None:
     """The file to write, `None` for stdout; made sure of before the work begins."""
     if output.output == STDIO or (output.output is None and default is None):
@@ -46,32 +58,143 @@ def destination_file(output: OutputOptions, default: Path | None) -> Path | None
     return path
 
 
-def destination_checkpoint(checkpoint: Checkpoint, output: OutputOptions, *, in_folder: bool = False) -> Path | None:
-    """Where the corrected checkpoint goes, `None` for stdout; made sure of before the work begins.
+@dataclass(frozen=True)
+class CheckpointOutput:
+    """Where a corrected checkpoint goes, and in which form.
+
+    Attributes:
+        path: The file, the index of shards, or the folder that the user named; None for stdout.
+        form: The form.
+        weights: Which weights of a training file are replaced, as the user asked for them.
+    """
+
+    path: Path | None
+    form: WeightsFormat = WeightsFormat.SAFETENSORS
+    weights: str | None = None
+
+    def files(self, checkpoint: Checkpoint) -> list[Path]:
+        """The files that are written, as far as their names are known; the last one opens it."""
+        if self.path is None:
+            return []
+        if self.form is WeightsFormat.PTH:
+            return [self.path]
+        if folder_saving.goes_into_folder(checkpoint, self.path):
+            return folder_saving.files_in(checkpoint, self.path)
+        # Shards have names of their own content, which nothing else has.
+        return [saving.output_files(checkpoint, self.path)[-1]]
+
+    def shown(self, checkpoint: Checkpoint) -> Path | None:
+        """What opens the corrected checkpoint: a file, an index or a folder."""
+        if self.path is None or folder_saving.goes_into_folder(checkpoint, self.path):
+            return self.path
+        return self.files(checkpoint)[-1]
+
+    def write(
+        self,
+        session: Session,
+        changed: Callable[[Mapping[str, str] | None], Mapping[str, Tensor]],
+        metadata: Mapping[str, str],
+        *,
+        force: bool,
+    ) -> None:
+        """Write it.
+
+        Args:
+            session: The checkpoint and the data.
+            changed: The tensors that change, under the names of what is written (from these names to the checkpoint's
+                entries), or of the entries themselves for `None`.
+            metadata: What the file says of itself.
+            force: Whether existing files are replaced.
+        """
+        target = results() if self.path is None else self.path
+        if self.form is WeightsFormat.PTH:
+            container_saving.write_container(
+                session.checkpoint, target, changed(None), weights=self.weights, replace=force
+            )
+            return
+        names = session.classifier.loaded.written_names
+        folder_saving.write_model(session.written, target, changed(names), metadata, replace=force)
+
+
+def destination_checkpoint(
+    checkpoint: Checkpoint,
+    output: OutputOptions,
+    writing: WritingOptions,
+    weights: str | None,
+    *,
+    in_folder: bool = False,
+    mark: str = "sap",
+) -> CheckpointOutput:
+    """Where the corrected checkpoint goes; made sure of before the work begins.
 
     Args:
         checkpoint: The input.
         output: What the user says.
-        in_folder: Whether that names a folder, for several checkpoints.
+        writing: In which form.
+        weights: Which weights of a training file they are.
+        in_folder: Whether the output names a folder, for several checkpoints.
+        mark: What its name has beside that of the input, without a word from the user.
     """
+    in_container = writing.form is WeightsFormat.PTH
+    if in_container:
+        container_saving.check_container(checkpoint)
     if output.output == STDIO:
-        return None
-    path = saving.default_output(checkpoint) if output.output is None or in_folder else Path(output.output)
-    if in_folder and output.output is not None:
-        path = Path(output.output) / path.name
-    if path.suffix in _PICKLES:
-        raise UsageError(f"-o {path}: what is written is always safetensors", "name it .safetensors")
-    # Shards have names of their own content, which nothing else has.
-    file = saving.output_files(checkpoint, path)[-1]
-    if checkpoint.path is not None and file.exists() and file.samefile(checkpoint.path):
-        raise CheckpointError(f"{file} is the input itself, which is never overwritten", "name another file with -o")
-    check_writable(file, output.force)
-    return path
+        return CheckpointOutput(None, writing.form, weights)
+    path = _place(checkpoint, output, mark, in_folder=in_folder, in_container=in_container)
+    result = CheckpointOutput(path, writing.form, weights)
+    if path.name.endswith(_PICKLES) and not in_container:
+        hint = "name it .safetensors, or write a training file as it came with --format pth"
+        raise UsageError(f"-o {path}: what is written is always safetensors", hint)
+    if path.suffix == ".safetensors" and in_container:
+        raise UsageError(
+            f"-o {path}: --format pth writes one of PyTorch's files", "name it .pth, or leave out --format"
+        )
+    files = result.files(checkpoint)
+    for file in files:
+        if checkpoint.path is not None and file.exists() and file.samefile(checkpoint.path):
+            raise CheckpointError(
+                f"{file} is the input itself, which is never overwritten", "name another file with -o"
+            )
+    if result.shown(checkpoint) != files[-1]:
+        _check_folder(path, files, output.force)
+    else:
+        check_writable(files[-1], output.force)
+    return result
 
 
-def destination_index(checkpoint: Checkpoint, destination: Path | None) -> Path | None:
-    """The file by which the corrected checkpoint is opened: the destination, a file in it, or an index there."""
-    return None if destination is None else saving.output_files(checkpoint, destination)[-1]
+def about_output(checkpoint: Checkpoint, path: Path | None) -> list[str]:
+    """What is to be said of a model's folder: what of it is not written again."""
+    if path is None or not folder_saving.goes_into_folder(checkpoint, path):
+        return []
+    names = folder_saving.left_out(checkpoint)
+    return [f"not copied from {checkpoint.folder}: {', '.join(names)}"] if names else []
+
+
+def _place(checkpoint: Checkpoint, output: OutputOptions, mark: str, *, in_folder: bool, in_container: bool) -> Path:
+    """The path that the output has, from what the user says and what is usual."""
+    if in_container:
+        usual = container_saving.default_container(checkpoint, mark)
+    elif checkpoint.folder is not None:
+        usual = folder_saving.default_folder(checkpoint, mark)
+    else:
+        usual = saving.default_output(checkpoint, mark)
+    if output.output is None:
+        return usual
+    path = Path(output.output)
+    if in_folder:
+        return path / usual.name
+    return path / Path(checkpoint.path or usual).name if in_container and path.is_dir() else path
+
+
+def _check_folder(folder: Path, files: Sequence[Path], force: bool) -> None:
+    """Raise what would keep a model's folder from being written in the end."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file, and the model is a folder", "name a folder with -o")
+    if not folder.exists():
+        check_writable(folder, force)
+        return
+    for file in files:
+        check_writable(file, force)
 
 
 def check_writable(path: Path, force: bool, option: str = "-o") -> None:

@@ -14,6 +14,9 @@ from sapcli.settings import (
     ForgetMode,
     Importance,
     ProjectionSettings,
+    ResultFormat,
+    WeightsFormat,
+    WritingFormat,
 )
 
 
@@ -68,7 +71,12 @@ class ProjectionOptions:
     ] = BatchNorm.REESTIMATE
     forget: Annotated[
         str | None,
-        option("--forget", panel=REPAIR, metavar="FILE", help="Suspected samples whose directions are taken away."),
+        option(
+            "--forget",
+            panel=REPAIR,
+            metavar="FILE",
+            help="Suspected samples whose directions are taken away; a list, or a table with is_label_issue.",
+        ),
     ] = None
     forget_mode: Annotated[
         ForgetMode,
@@ -90,6 +98,39 @@ class ProjectionOptions:
             self.forget_mode,
             self.batchnorm,
         )
+
+
+@dataclass(frozen=True)
+class WritingOptions:
+    """In which form the result is told, and a training file is written."""
+
+    formats: Annotated[
+        list[WritingFormat] | None,
+        option(
+            "--format",
+            panel=RUN,
+            help="json writes the result to stdout as JSON for programs. pth writes a training file as it came"
+            " (optimizer, epoch, ...) with the weights replaced, to go on training. Both may be given.",
+        ),
+    ] = None
+    keep_extra: Annotated[
+        bool,
+        option(
+            "--keep-extra",
+            panel=RUN,
+            help="Also write what a training file holds beside the network: optimizers, averages, losses.",
+        ),
+    ] = False
+
+    @property
+    def form(self) -> WeightsFormat:
+        """How the checkpoint is written."""
+        return WeightsFormat.PTH if WritingFormat.PTH in (self.formats or ()) else WeightsFormat.SAFETENSORS
+
+    @property
+    def result(self) -> ResultFormat:
+        """How the result is written to stdout."""
+        return ResultFormat.JSON if WritingFormat.JSON in (self.formats or ()) else ResultFormat.TEXT
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,14 @@ _WRITING = frozenset(
         "report",
         "summary",
         "html",
+        "review",
+        "estimate",
         "apply",
         "apply-to",
         "cache-dir",
         "progress-json",
         "suggest-class-map",
+        "model-card",
     }
 )
 # ... and what it may only say of files inside of the working folder.

@@ -32,6 +32,24 @@ class SuspectsOptions:
             help="Only those whose label costs the model this many nats.",
         ),
     ] = 0.0
+    every: Annotated[
+        bool,
+        option(
+            "--all", panel=SUSPECTS, help="List every sample with its score and chance, also where the model agrees."
+        ),
+    ] = False
+    most_of_class: Annotated[
+        float,
+        option(
+            "--most-of-class",
+            panel=SUSPECTS,
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            callback=finite,
+            help="Of each class list at most this share of its images, so that acting on the list empties no class.",
+        ),
+    ] = 0.5
     format: Annotated[
         SuspectsFormat,
         option(
@@ -49,6 +67,24 @@ class SuspectsOptions:
     html: Annotated[
         Path | None,
         option("--html", panel=SUSPECTS, metavar="FILE", help="Also write a page with the pictures of the first 200."),
+    ] = None
+    review: Annotated[
+        Path | None,
+        option(
+            "--review",
+            panel=SUSPECTS,
+            metavar="FILE",
+            help="Also write a page on which to decide about each label; it exports a file for --labels.",
+        ),
+    ] = None
+    estimate: Annotated[
+        Path | None,
+        option(
+            "--estimate",
+            panel=SUSPECTS,
+            metavar="FILE",
+            help="Also write how many labels are likely wrong, in all and for each pair of classes, as JSON.",
+        ),
     ] = None
     apply: Annotated[
         LabelForm | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +11,14 @@ from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.dataset import Dataset
 from sapcli.errors import DatasetError
 from sapcli.machine.progress import Progress
-from sapcli.repairs.class_order.likely import DOUBTFUL_CHANCE, likely_order
+from sapcli.repairs.class_order.closer_look import Look, look_closer
+from sapcli.repairs.class_order.likely import DOUBTFUL_CHANCE, LikelyOrder, likely_order
 from sapcli.repairs.class_order.words import what_contradicts, what_to_do, write_class_map
 from sapcli.settings import DataSource
+
+# A chance of at most this is none, of logits of a network that knows nothing of the images; a network that knows
+# something of them is far from it.
+_CLEAR_LOGITS = 1e-2
 
 
 def compare_order(
@@ -21,6 +27,7 @@ def compare_order(
     checkpoint: str,
     source: DataSource,
     progress: Progress,
+    look: Look,
     confirm: Callable[[], Outcomes] | None = None,
     *,
     stop: bool,
@@ -33,6 +40,7 @@ def compare_order(
         checkpoint: The checkpoint's name, for messages.
         source: Whether a class map says the order, and where one that would say the likely order is written to.
         progress: Told of a doubt.
+        look: Runs the network on some of the images again, where its answers leave the order in doubt.
         confirm: What the network made of other images, whose labels come from elsewhere: where these agree with the
             order taken, it is the labels of `dataset` that are exchanged, and not the classes.
         stop: Whether another order ends the run; it is a warning alone where a class map says the order.
@@ -40,15 +48,13 @@ def compare_order(
     Raises:
         DatasetError: Another order explains the answers far better.
     """
-    labels, predictions = outcomes.labels.numpy(), outcomes.predictions.numpy()
-    doubt = likely_order(labels, predictions, dataset.classes, DOUBTFUL_CHANCE)
-    if doubt is None:
-        return
-    found = likely_order(labels, predictions, dataset.classes)
+    found, is_clear = _found(dataset, outcomes, look)
     if found is None:
-        progress.warn(f"{what_contradicts(doubt, checkpoint, dataset)}; that may be chance")
         return
     message = what_contradicts(found, checkpoint, dataset)
+    if not is_clear:
+        progress.warn(f"{message}; that may be chance")
+        return
     if confirm is not None:
         others = confirm()
         by_found = np.asarray(found.outputs)[others.labels.numpy()]
@@ -65,3 +71,18 @@ def compare_order(
     if stops:
         raise DatasetError(message, hint)
     progress.warn(f"{message}. {hint}")
+
+
+def _found(dataset: Dataset, outcomes: Outcomes, look: Look) -> tuple[LikelyOrder | None, bool]:
+    """Another order that explains the answers better, and whether that is beyond doubt."""
+    labels, predictions, names = outcomes.labels.numpy(), outcomes.predictions.numpy(), dataset.classes
+    found = likely_order(labels, predictions, names)
+    closer = look_closer(labels, predictions, len(names), outcomes.indices.numpy(), look)
+    if closer is None:
+        return found or likely_order(labels, predictions, names, DOUBTFUL_CHANCE), found is not None
+    if found is not None:
+        return found, closer.chance(found) <= math.log2(DOUBTFUL_CHANCE)
+    found = closer.order(labels, predictions, names, _CLEAR_LOGITS)
+    if found is not None:
+        return found, True
+    return closer.order(labels, predictions, names, DOUBTFUL_CHANCE), False

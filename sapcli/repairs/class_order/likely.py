@@ -115,6 +115,21 @@ def likely_order(
     return None if found is None else answers.likely(found, None)
 
 
+def order_of(labels: _Numbers, predictions: _Numbers, names: Sequence[str], outputs: _Numbers) -> LikelyOrder:
+    """What some answers say of an order that was found otherwise.
+
+    Args:
+        labels: The position of each image's class in the order taken, int64 `[n]`.
+        predictions: The output that the network answers it with, int64 `[n]`.
+        names: The classes in the order taken.
+        outputs: The output of each class, by its position in the order taken; a permutation.
+    """
+    answers = _Answers(labels, predictions, len(names), CLEAR_CHANCE)
+    arranged = tuple(names[position] for position in np.argsort(outputs))
+    known = (order for order, sorted_names in known_orders(names).items() if sorted_names == arranged)
+    return answers.likely(outputs, next(known, None))
+
+
 @dataclass(frozen=True)
 class KnownOrder:
     """Which of the known orders the answers speak for.
@@ -217,7 +232,7 @@ class _Answers:
             return False
         if not (_all_agree(others, taken) if len(rows) <= _FEW_CLASSES else self._most_agree(rows, others)):
             return False
-        ways = _KNOWN_BITS if known else _exchanges_bits(self.classes, len(rows))
+        ways = _KNOWN_BITS if known else exchanges_bits(self.classes, len(rows))
         # At most 1 / share outputs can be answers as frequent as that, and each class begins one exchange at most.
         plausible = min(ways, math.log2(self.classes) + len(rows) * math.log2(count / other))
         return (
@@ -237,7 +252,7 @@ class _Answers:
     def best_exchange(self) -> _Numbers | None:
         """The assignment of classes to outputs that explains most, without the exchanges that chance explains."""
         outputs = self._best_outputs()
-        cycles = _cycles(outputs, self.images)
+        cycles = cycles_of(outputs, self.images)
         clear = [cycle for cycle in cycles if self.contradict(cycle, outputs)]
         rest = [cycle for cycle in cycles if not any(cycle is other for other in clear)]
         # With few images a class, no single exchange is beyond chance, but all of them together are.
@@ -304,8 +319,13 @@ def _all_agree(others: _Numbers, taken: _Numbers) -> bool:
     )
 
 
-def _cycles(outputs: _Numbers, images: _Numbers) -> list[_Numbers]:
-    """The classes with images that exchange their outputs with one another, a group a cycle of two or more."""
+def cycles_of(outputs: _Numbers, images: _Numbers) -> list[_Numbers]:
+    """The classes with images that exchange their outputs with one another, a group a cycle of two or more.
+
+    Args:
+        outputs: The output of every class.
+        images: How many images each class has.
+    """
     images_of = images > 0
     before = {int(output): row for row, output in enumerate(outputs) if images_of[row]}
     cycles, seen = [], set()
@@ -325,7 +345,7 @@ def _cycles(outputs: _Numbers, images: _Numbers) -> list[_Numbers]:
     return cycles
 
 
-def _exchanges_bits(classes: int, moved: int) -> float:
+def exchanges_bits(classes: int, moved: int) -> float:
     """The logarithm to base 2 of how many cycles of so many classes there are."""
     ways = math.lgamma(classes + 1) - math.lgamma(classes - moved + 1) - math.log(moved)
     return ways / math.log(2)

@@ -269,6 +269,15 @@ class _Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def rates_of(device: torch.device) -> dict[str, int]:
+    """Operations that a device does a second: of a float32 matrix product and of a float64 eigendecomposition."""
+    square = torch.ones(_PRODUCT_SIDE, _PRODUCT_SIDE, device=device)
+    return {
+        "products": round(2 * _PRODUCT_SIDE**3 / _seconds(lambda: square @ square, device)),
+        "decompositions": round(_decomposition_rate(_EIGH_SIDE, torch.float64, float64_device(device))),
+    }
+
+
 def _measure_rates(classifier: Classifier, network: Network, images: Tensor, batch_size: int, *, large: bool) -> Rates:
     """Time the network on copies of `images`, a matrix product, and decompositions."""
     device = classifier.device

@@ -14,6 +14,10 @@ from sapcli.activations.scoring import Outcomes
 # Two-sided 95% quantile of the normal distribution.
 _Z95 = 1.959963984540054
 _CALIBRATION_BINS = 15
+# What makes a gain convincing: standard errors, the gain that must not be missed, and how rarely it may be (one-sided).
+_STANDARD_ERRORS = 1.0
+_WORTH_HAVING = 0.02
+_ONE_IN_TWENTY = 1.6448536269514722
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,33 @@ def expected_calibration_error(confidences: Tensor, correct: Tensor) -> float:
     return float(gaps.abs().sum() / len(confidences))
 
 
+def convincing_gain(won: int, lost: int, images: int) -> float:
+    """The least gain in accuracy, in [-1, 1], that is believed of a candidate compared with another on the same images.
+
+    One standard error of the paired difference, so that chance alone seldom passes; but where the images are so few
+    that this would turn away more than one in twenty candidates that are two points better, less, down to a loss that
+    such a candidate may show by chance.
+
+    Args:
+        won: How many images the candidate alone has right.
+        lost: How many the other one alone has right.
+        images: How many there are.
+    """
+    if not images:
+        return 0.0
+    error = math.sqrt(won + lost) / images
+    return min(_STANDARD_ERRORS * error, _WORTH_HAVING - _ONE_IN_TWENTY * error)
+
+
+def discordant(before: Outcomes, after: Outcomes) -> tuple[int, int, int]:
+    """How many samples only `after` has right, how many only `before`, and how many both have seen."""
+    shared_before = torch.isin(before.indices, after.indices)
+    shared_after = torch.isin(after.indices, before.indices)
+    right_before, right_after = before.correct[shared_before], after.correct[shared_after]
+    won, lost = int((right_after & ~right_before).sum()), int((right_before & ~right_after).sum())
+    return won, lost, len(right_after)
+
+
 def paired_gain(before: Outcomes, after: Outcomes) -> Gain:
     """The gain in accuracy from `before` to `after`, over the samples that both have.
 
@@ -101,13 +132,9 @@ def paired_gain(before: Outcomes, after: Outcomes) -> Gain:
     added to each of the four cells, cut where it leaves the range (Agresti and Min, Statistics in Medicine 24, 2005,
     "Wald+2"). Without any sample in which the two differ it still tells how few there are.
     """
-    shared_before = torch.isin(before.indices, after.indices)
-    shared_after = torch.isin(after.indices, before.indices)
-    right_before, right_after = before.correct[shared_before], after.correct[shared_after]
-    count = len(right_after)
+    won, lost, count = discordant(before, after)
     if not count:
         return Gain(math.nan, math.nan, math.nan)
-    won, lost = int((right_after & ~right_before).sum()), int((right_before & ~right_after).sum())
     adjusted = count + 2
     middle = (won - lost) / adjusted
     error = _Z95 * math.sqrt((won + lost + 1) / adjusted - middle**2) / math.sqrt(adjusted)

@@ -144,7 +144,7 @@ def inspect_checkpoint(
         SapError: A tensor cannot be read, or the network cannot run.
     """
     try:
-        architecture = resolve_architecture(checkpoint, model.arch, model.arguments, model.overrides)
+        architecture = resolve_architecture(checkpoint, model.arch, model.arguments, model.overrides, for_images=False)
     except ArchitectureError as error:
         if model.arch is not None:
             raise

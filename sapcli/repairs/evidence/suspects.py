@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor
 from sapcli.activations.scoring import Outcomes
 from sapcli.datasets.classes import ClassNames
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.labels.label_files import read_labels
+from sapcli.datasets.labels.label_files import LABEL_SUFFIXES, LabelFile, read_labels
 from sapcli.errors import DatasetError
 from sapcli.machine.files import write_error
-from sapcli.machine.text import escaped
-from sapcli.settings import SuspectsFormat
+from sapcli.machine.text import escaped, json_array
+from sapcli.settings import DataSource, SuspectsFormat
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,16 @@ class Suspect:
         given: The label that it has.
         suggested: The class that the model takes it for.
         score: How strongly the model contradicts the label: the cross-entropy with it, in nats.
+        chance: That the label is wrong, in [0, 1]; `None` where it was not estimated.
+        duplicates: Images that show the same picture and have another label.
     """
 
     path: str
     given: str
     suggested: str
     score: float
+    chance: float | None = None
+    duplicates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,78 @@ def rank_suspects(
         count: At most so many.
         min_score: Only those with at least this score.
     """
-    contradicted = (~outcomes.correct & (outcomes.losses >= min_score)).nonzero().flatten()
-    order = contradicted[outcomes.losses[contradicted].argsort(descending=True, stable=True)][:count]
+    rows = by_suspicion(outcomes, ~outcomes.correct & (outcomes.losses >= min_score))
+    return suspects_in(dataset, outcomes, rows[:count])
+
+
+def by_suspicion(outcomes: Outcomes, chosen: Tensor) -> Tensor:
+    """The rows that are chosen, bool `[n]`, the most suspicious first, int64."""
+    rows = chosen.nonzero().flatten()
+    return rows[outcomes.losses[rows].argsort(descending=True, stable=True)]
+
+
+def without_most_of_a_class(outcomes: Outcomes, rows: Tensor, share: float) -> tuple[Tensor, dict[int, int]]:
+    """Suspects of which no class has more than a share of its samples, so that acting on the list empties none.
+
+    Args:
+        outcomes: What the model made of all samples.
+        rows: The suspects, the most suspicious first.
+        share: Of the samples with a label, at most so many are kept, in (0, 1].
+
+    Returns:
+        The rows that stay, in their order; and for each class how many were left out.
+    """
+    labels = outcomes.labels[rows]
+    sizes = torch.bincount(outcomes.labels) if len(outcomes) else torch.zeros(0, dtype=torch.int64)
+    stays = torch.ones(len(rows), dtype=torch.bool)
+    left_out: dict[int, int] = {}
+    for label in sorted(set(labels.tolist())):
+        members = (labels == label).nonzero().flatten()
+        beyond = members[int(share * int(sizes[label])) :]
+        if len(beyond):
+            stays[beyond] = False
+            left_out[label] = len(beyond)
+    return rows[stays], left_out
+
+
+def suspects_in(
+    dataset: Dataset,
+    outcomes: Outcomes,
+    rows: Tensor,
+    chances: Tensor | None = None,
+    copies: Mapping[int, Sequence[int]] | None = None,
+) -> tuple[Suspect, ...]:
+    """The samples in some rows of the outcomes, in this order.
+
+    Args:
+        dataset: The samples.
+        outcomes: What the model made of them.
+        rows: Which, int64.
+        chances: The chance that each row's label is wrong, `[n]`.
+        copies: By index, the samples that show the same picture under another label.
+    """
     suspects = []
-    for position in order.tolist():
-        index = int(outcomes.indices[position])
+    for row in rows.tolist():
+        index = int(outcomes.indices[row])
         suspects.append(
             Suspect(
                 dataset.paths[index],
-                dataset.classes[int(outcomes.labels[position])],
-                dataset.classes[int(outcomes.predictions[position])],
-                round(float(outcomes.losses[position]), 6),
+                dataset.classes[int(outcomes.labels[row])],
+                dataset.classes[int(outcomes.predictions[row])],
+                round(float(outcomes.losses[row]), 6),
+                None if chances is None else round(float(chances[row]), 4),
+                tuple(dataset.paths[other] for other in (copies or {}).get(index, ())),
             )
         )
     return tuple(suspects)
+
+
+def label_file_of(source: DataSource) -> Path | None:
+    """The file that the labels come from; `None` where they are those of class folders."""
+    if source.labels is not None:
+        return source.labels
+    is_file = source.folder.suffix.lower() in LABEL_SUFFIXES and not source.folder.is_dir()
+    return source.folder if is_file else None
 
 
 def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
@@ -99,6 +161,8 @@ def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
         DatasetError: The file cannot be read, names no sample of the dataset, or a class that the dataset has not.
     """
     rows = read_labels(file, column="true")
+    if rows.is_ordered:
+        rows = _in_order(rows, dataset)
     names = ClassNames(dataset.classes)
     known = set(dataset.paths)
     truth: dict[str, int] = {}
@@ -119,6 +183,17 @@ def read_truth(file: Path, dataset: Dataset) -> dict[str, int]:
             f"give lines of path,true with paths as they are there, such as {dataset.paths[0]}",
         )
     return truth
+
+
+def _in_order(labels: LabelFile, dataset: Dataset) -> LabelFile:
+    """Labels in the order of the samples, each with its sample's path."""
+    if len(labels.rows) != len(dataset.paths):
+        raise DatasetError(
+            f"{labels.file} has {len(labels.rows):,} labels and no paths, and there are {len(dataset.paths):,} samples",
+            "give one label for each sample in their order, or lines of path,true",
+        )
+    pairs = zip(labels.rows, dataset.paths, strict=True)
+    return replace(labels, rows=tuple(replace(row, path=path) for row, path in pairs))
 
 
 def measure_detection(
@@ -169,15 +244,23 @@ def render_suspects(suspects: Sequence[Suspect], output_format: SuspectsFormat, 
     """
     if output_format is SuspectsFormat.PATHS:
         return "".join(f"{_path_in_line(suspect.path)}\n" for suspect in suspects)
-    if output_format is SuspectsFormat.JSONL:
-        return "".join(json.dumps(asdict(suspect)) + "\n" for suspect in suspects)
+    if output_format in (SuspectsFormat.JSONL, SuspectsFormat.JSON):
+        lines = "".join(json.dumps(_known(suspect)) + "\n" for suspect in suspects)
+        return lines if output_format is SuspectsFormat.JSONL else json_array(lines)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "given", "suggested", "score"])
+    columns = ["path", "given", "suggested", "score"]
+    columns += ["chance"] if any(suspect.chance is not None for suspect in suspects) else []
+    writer.writerow(columns)
     for suspect in suspects:
-        fields = asdict(suspect).values()
+        fields = [getattr(suspect, column) for column in columns]
         writer.writerow(fields if exact else [escaped(each) if isinstance(each, str) else each for each in fields])
     return text.getvalue()
+
+
+def _known(suspect: Suspect) -> dict[str, object]:
+    """What is known of a suspect, by the names that the list has for it."""
+    return {name: value for name, value in asdict(suspect).items() if value is not None and value != ()}
 
 
 def _path_in_line(path: str) -> str:
@@ -206,8 +289,11 @@ def link_corrected(dataset: Dataset, labels: Mapping[str, str], folder: Path) ->
     A link's name is the image's path with dashes for slashes, so that none is there twice.
 
     Raises:
-        DatasetError: The folder is not empty or cannot be written, or a class has a name that no folder can have.
+        DatasetError: The folder is not empty or cannot be written, a class has a name that no folder can have, or the
+            images lie inside of files.
     """
+    if dataset.contained:
+        raise DatasetError(f"the images of {dataset.root} lie inside of files", "use --apply csv instead")
     for name in dataset.classes:
         if "/" in name or os.sep in name or name in ("", ".", ".."):
             raise DatasetError(f"the class {name!r} cannot be the name of a folder", "use --apply csv instead")

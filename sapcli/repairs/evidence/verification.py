@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,16 @@ from torch import Tensor
 
 from sapcli.activations.bases import Bases
 from sapcli.checkpoints.checkpoint import Checkpoint
-from sapcli.errors import CheckpointError
+from sapcli.checkpoints.training_file import NAMES_PREFIX
+from sapcli.errors import CheckpointError, UsageError
 from sapcli.repairs.projected_weights import projected_weight, rescaled_gain
 from sapcli.settings import ForgetMode, Importance
 
 # Beside the rounding of the file's own type: what two machines' float32 products may differ by.
 _RELATIVE_TOLERANCE = 1e-5
 _NAMED_AT_MOST = 3
+_HASH = "the weights have the hash that the metadata names"
+_FORM = "the names, order, types and shapes of the tensors are the original's"
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,36 @@ class Claim:
             ) from error
 
 
+POLISHED = "sap.polish.changed"
+"""The metadata's key for the entries that a polish changed."""
+
+
+@dataclass(frozen=True)
+class PolishClaim:
+    """What a polished checkpoint's metadata says: digests, and the entries that training changed."""
+
+    original: str
+    output: str
+    changed: frozenset[str]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> PolishClaim:
+        """What the checkpoint's metadata says.
+
+        Raises:
+            CheckpointError: It says nothing that can be understood.
+        """
+        metadata = checkpoint.metadata
+        try:
+            changed = frozenset(map(str, json.loads(metadata[POLISHED])))
+            return cls(metadata["sap.input"], metadata["sap.output"], changed)
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{checkpoint.source} does not say how it was polished ({_reason(error)})",
+                "name a checkpoint that `sap polish` wrote",
+            ) from error
+
+
 def verify(checkpoint: Checkpoint, original: Checkpoint | None, bases: Sequence[Bases]) -> list[Finding]:
     """Compare a corrected checkpoint with what its metadata says.
 
@@ -95,29 +128,61 @@ def verify(checkpoint: Checkpoint, original: Checkpoint | None, bases: Sequence[
 
     Raises:
         CheckpointError: The checkpoint does not say how it was made.
+        UsageError: There are bases, and it was trained.
     """
+    if POLISHED in checkpoint.metadata:
+        if bases:
+            raise UsageError(f"{checkpoint.source} was polished: no projection makes its weights", "leave out --bases")
+        return _verify_polished(PolishClaim.of(checkpoint), checkpoint, original)
     claim = Claim.of(checkpoint)
-    findings = [Finding(checkpoint.digest == claim.output, "the weights have the hash that the metadata names")]
+    findings = [Finding(checkpoint.digest == claim.output, _HASH)]
     if original is None:
         return findings
-    findings.append(
-        Finding(
-            original.digest == claim.original,
-            f"{original.source} is what was repaired",
-            "name the checkpoint that it was made from with --input",
-        )
-    )
-    if list(original.entries.values()) != list(checkpoint.entries.values()):
-        return [*findings, Finding(False, "the names, order, types and shapes of the tensors are the original's")]
-    findings.append(_unclaimed_changes(claim, checkpoint, original))
+    findings += _about_original(claim.original, checkpoint, original, "repaired")
+    if not findings[-1].holds and findings[-1].text == _FORM:
+        return findings
+    original = _part(original, checkpoint)
+    findings.append(_unclaimed_changes(claim.projected.keys() | claim.batchnorm, checkpoint, original))
     if bases:
         findings += _projections(claim, checkpoint, original, {found.samples: found for found in bases})
     return findings
 
 
-def _unclaimed_changes(claim: Claim, checkpoint: Checkpoint, original: Checkpoint) -> Finding:
+def _verify_polished(claim: PolishClaim, checkpoint: Checkpoint, original: Checkpoint | None) -> list[Finding]:
+    """Compare a polished checkpoint with what its metadata says; that nobody trained otherwise cannot be told."""
+    findings = [Finding(checkpoint.digest == claim.output, _HASH)]
+    if original is None:
+        return findings
+    findings += _about_original(claim.original, checkpoint, original, "polished")
+    if not findings[-1].holds and findings[-1].text == _FORM:
+        return findings
+    return [*findings, _unclaimed_changes(claim.changed, checkpoint, _part(original, checkpoint))]
+
+
+def _about_original(digest: str, checkpoint: Checkpoint, original: Checkpoint, done: str) -> list[Finding]:
+    """Whether the original is the one that is meant, and has the same tensors; the last finding is about these."""
+    findings = [
+        Finding(
+            original.digest == digest,
+            f"{original.source} is what was {done}",
+            "name the checkpoint that it was made from with --input",
+        )
+    ]
+    if list(_part(original, checkpoint).entries.values()) != list(checkpoint.entries.values()):
+        findings.append(Finding(False, _FORM))
+    return findings
+
+
+def _part(original: Checkpoint, checkpoint: Checkpoint) -> Checkpoint:
+    """Of a training file, the entries that a corrected file of it holds, under the names that they have there."""
+    prefix = checkpoint.metadata.get(NAMES_PREFIX, "")
+    names = {name: prefix + name for name in checkpoint.entries}
+    is_part = original.training is not None and original.training.is_part
+    return original.narrowed(names) if is_part and original.entries.keys() >= {*names.values()} else original
+
+
+def _unclaimed_changes(claimed: Set[str], checkpoint: Checkpoint, original: Checkpoint) -> Finding:
     """Whether all that differs is what the metadata says was changed."""
-    claimed = claim.projected.keys() | claim.batchnorm
     changed = [
         name
         for name in checkpoint.entries

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.command_line import run_process
 
 
 def offered(line: str, folder: Path, shell: str = "bash") -> list[str]:
@@ -22,11 +22,10 @@ def offered(line: str, folder: Path, shell: str = "bash") -> list[str]:
         "_TYPER_COMPLETE_ARGS": line,
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
-    process = subprocess.run(
+    process = run_process(
         [sys.executable, "-c", "from sapcli.commands.entry import run; run()"],
         capture_output=True,
         text=True,
-        check=False,
         cwd=folder,
         env=os.environ | variables,
     )

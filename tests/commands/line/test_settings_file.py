@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from support.command_line import run
 
 from sapcli.commands.app import app
-from sapcli.commands.entry import run
 from sapcli.commands.line.settings_file import default_map, find_settings
 from sapcli.errors import UsageError
 

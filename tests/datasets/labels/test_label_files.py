@@ -104,7 +104,7 @@ def test_names_with_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
         (b"path,label\n../../etc/passwd,cat\n", r"line 2: there is no image"),
         (b"path,label\ncat/0.png,lion\n", r"labels.csv, line 2: 'lion' is no class"),
         (b"path,label\ncat/0.png,cat\ndog/0.png,cat\n./cat/0.png,cat\n", r"line 4: './cat/0.png' was named in line 2"),
-        (b"file,class\ncat/0.png,cat\n", r"line 1: the header is 'file,class'"),
+        (b"note,class\ncat/0.png,cat\n", r"line 1: the header is 'note,class'"),
         (b"path,path,label\n", r"named twice"),
         (b"path,label\ncat/0.png,c\xe4t\n", r"line 2: not UTF-8"),
         (b"path,label\n\ncat/0.png,cat\n", r"line 2: the line is blank"),

@@ -9,11 +9,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from support.command_line import run
 from support.digits import Trained
 from support.networks import randomise, save, write_factories
 from torch import nn
 
-from sapcli.commands.entry import run
 from sapcli.repairs.evidence.estimate import Workload
 from sapcli.repairs.evidence.inspection import UNKNOWN, Inspection, inspect_checkpoint, usual_workload
 from sapcli.reports.inspection_report import render_inspection

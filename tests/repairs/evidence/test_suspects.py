@@ -105,8 +105,11 @@ def test_a_truth_of_other_data_is_an_error(tmp_path: Path, dataset: Dataset, con
         read_truth(file, dataset)
 
 
-def test_the_list_is_written_in_three_forms() -> None:
+def test_the_list_is_written_in_four_forms() -> None:
     suspects = [Suspect("a,b.png", "cat", "dog", 1.5)]
+    lines = render_suspects(suspects * 2, SuspectsFormat.JSONL)
+    assert json.loads(render_suspects(suspects * 2, SuspectsFormat.JSON)) == list(map(json.loads, lines.splitlines()))
+    assert json.loads(render_suspects([], SuspectsFormat.JSON)) == []
     assert json.loads(render_suspects(suspects, SuspectsFormat.JSONL)) == {
         "path": "a,b.png",
         "given": "cat",

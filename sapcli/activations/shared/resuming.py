@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from sapcli.activations.scoring import Classifier, Outcomes, in_words, joined, score
-from sapcli.activations.shares import score_in_shares
+from sapcli.activations.shared.shares import score_in_shares
 from sapcli.checkpoints.saving import write_safetensors
 from sapcli.datasets.images import Images, Remarks
 from sapcli.machine.cache import Cache
@@ -126,7 +126,8 @@ def score_in_parts(
 
             found.append(score(classifier, images, progress, stage, rest, exact=exact, keep=keep))
         return joined(found)
-    size = images.batch_size * ranks.world
+    # Where memory did not suffice, one process may have made its batches smaller than another.
+    size = ranks.from_first(lambda: images.batch_size) * ranks.world
     batches = _FIRST_BATCHES
     with progress.stage(stage, len(indices)) as advance:
         advance(parts.begin)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sapcli.activations.scoring import Outcomes
-from sapcli.activations.shares import in_order
+from sapcli.activations.shared.shares import in_order
 
 
 def outcomes(indices: list[int]) -> Outcomes:

@@ -1,0 +1,111 @@
+"""The commands around a repair, which take no checkpoint: the report, the settings, the demo, the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sapcli.commands.line.options import FormatOfResult, OutputOptions
+from sapcli.settings import ReportForm, ResultFormat
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Give the program these commands."""
+    app.command(name="report")(_report)
+    app.command(name="config")(_config)
+    app.command(name="env")(_env)
+    app.command(name="demo")(_demo)
+    cache = typer.Typer(no_args_is_help=True, help="See or empty the folder of intermediate artifacts.")
+    cache.command(name="info")(_info)
+    cache.command(name="clear")(_clear)
+    app.add_typer(cache, name="cache")
+
+
+def _report(
+    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="What `sap project --report` wrote.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE|-", help="Where to write: .html, .md or .json.")
+    ] = None,
+    form: Annotated[
+        ReportForm | None, typer.Option("--format", help="By default what -o's ending says, and md on stdout.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
+    model_card: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-card",
+            metavar="README.md",
+            help="Put what was repaired into this model card, in the place of what an earlier call put there; all else"
+            " in it stays.",
+        ),
+    ] = None,
+) -> None:
+    """Render the report of a repair again from its JSON.
+
+    Example: sap report repair.json -o repair.html
+    """
+    from sapcli.commands.report import report as command
+
+    command(result, form, OutputOptions(output, force), model_card)
+
+
+def _config(
+    context: typer.Context,
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="Whose options to show.")] = "project",
+    output_format: FormatOfResult = ResultFormat.TEXT,
+) -> None:
+    """Show the settings that a command would run with, and where each comes from: ready for sap.toml.
+
+    A flag goes before an environment variable (--batch-size: SAP_BATCH_SIZE), that before the file of `sap --config`,
+    else sap.toml or [tool.sap] in pyproject.toml of the working folder, and that before the default. What is written,
+    and which code runs, only a file says that --config names.
+
+    Example: sap config project
+    """
+    from sapcli.commands.config import config as show
+
+    show(context, command, output_format)
+
+
+def _env(context: typer.Context, output_format: FormatOfResult = ResultFormat.TEXT) -> None:
+    """Show what there is here, for a report of a fault: versions, devices and how fast they are, the cache, settings.
+
+    Of settings and variables only the names are told.
+
+    Example: sap env
+    """
+    from sapcli.commands.env import env as show
+
+    show(context, output_format)
+
+
+def _demo(
+    folder: Annotated[Path, typer.Argument(help="Where the data and the checkpoints go.")] = Path("demo"),
+    output_format: FormatOfResult = ResultFormat.TEXT,
+) -> None:
+    """See a repair from start to end on scikit-learn's handwritten digits, in a minute."""
+    from sapcli.commands.demo import run_demo
+
+    run_demo(folder, output_format)
+
+
+_CacheFolder = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", metavar="DIR", envvar="SAP_CACHE", help="The folder, if not the usual one."),
+]
+
+
+def _info(cache_dir: _CacheFolder = None, output_format: FormatOfResult = ResultFormat.TEXT) -> None:
+    """Show where artifacts are kept, how many, and their size."""
+    from sapcli.commands.cache import info as command
+
+    command(cache_dir, output_format)
+
+
+def _clear(cache_dir: _CacheFolder = None, output_format: FormatOfResult = ResultFormat.TEXT) -> None:
+    """Remove all artifacts; the next run makes them again."""
+    from sapcli.commands.cache import clear as command
+
+    command(cache_dir, output_format)

@@ -1,0 +1,1 @@
+"""Images that a program hands over, and no file holds."""
