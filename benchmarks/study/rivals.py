@@ -6,6 +6,7 @@ Each takes the network and returns it changed, in eval mode.
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +30,14 @@ def fine_tune(network: nn.Module, trusted: Images, recipe: Recipe, device: torch
 def ssd(network: nn.Module, retain: Images, forget: Images, validation: Images, device: torch.device) -> nn.Module:
     """Selective synaptic dampening (Foster et al., AAAI 2024), its threshold chosen on validation images.
 
+    The network as it was is a candidate.
+
     Parameters that matter `t` times more to the forget set than to the retain set, by the diagonal of the Fisher
     information, are multiplied with the quotient of the two.
     """
     network = network.to(device).eval()
     important, to_forget = (_fisher(network, *images, device) for images in (retain, forget))
-    candidates = []
+    candidates = [(accuracy(network, *validation, device), math.inf, network)]
     for threshold in _SSD_THRESHOLDS:
         dampened = copy.deepcopy(network)
         with torch.no_grad():
@@ -66,14 +69,14 @@ def scrub(
 ) -> nn.Module:
     """SCRUB (Kurmanji et al., NeurIPS 2023): away from the teacher on the forget set, towards it on the retain set.
 
-    Of its rounds the one that is best on validation images is taken.
+    Of its rounds, and of the network as it was, the one that is best on validation images is taken.
     """
     generator = torch.Generator().manual_seed(seed)
     teacher = copy.deepcopy(network).to(device).eval()
     student = network.to(device)
     optimiser = torch.optim.Adam(student.parameters(), _SCRUB_RATE)
     student.eval()  # BatchNorm statistics stay: the sets are small
-    rounds = []
+    rounds = [(accuracy(network, *validation, device), -1, copy.deepcopy(network))]
     for round_ in range(_SCRUB_ROUNDS):
         if round_ < _SCRUB_ROUNDS - 1:
             for images, _ in _batches(forget, generator, device):

@@ -37,7 +37,7 @@ class Calls:
         Calls(Path.cwd),
         Calls(eval, "1"),
     ],
-    ids=str,
+    ids=["array", "empty array", "list", "text", "number", "dictionary", "path", "eval"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_would_only_take_memory_or_run_is_refused(tmp_path: Path, call: Calls, zipped: bool) -> None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,8 +186,10 @@ class CachedPasses(ModelAndData):
             )
             return labels.numpy(), logits.numpy()
 
+        # A class map is written by the first process alone.
+        order = self.source if self.ranks.is_first else replace(self.source, suggested_class_map=None)
         source = self.checkpoint.source
-        compare_order(images.dataset, outcomes, source, self.source, self.progress, look, confirm, stop=stop)
+        compare_order(images.dataset, outcomes, source, order, self.progress, look, confirm, stop=stop)
 
     def views(self, images: Images, stage: str) -> Views:
         """What the checkpoint's own weights make of all of these images, with logits and features, cached."""

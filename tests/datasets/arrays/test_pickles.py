@@ -76,7 +76,20 @@ class _Runs:
         np.zeros(3, dtype=[("a", "i4")]),
         np.datetime64("2020-01-01"),
     ],
-    ids=str,
+    ids=[
+        "system",
+        "eval",
+        "load",
+        "much memory",
+        "a large array",
+        "path",
+        "set",
+        "defaultdict",
+        "keys of pairs",
+        "array of objects",
+        "array of records",
+        "date",
+    ],
 )
 def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object, protocol: int) -> None:
     monkeypatch.chdir(tmp_path)
