@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sapcli.activations.scoring import Classifier, Outcomes, collected, outcome_columns, outcomes_of
+from sapcli.activations.scoring import Classifier, Outcomes, collected, joined, outcome_columns, outcomes_of
 from sapcli.datasets.images import Batch, Images
 from sapcli.datasets.smaller_batches import in_portions
 from sapcli.machine.progress import Progress
@@ -46,6 +46,26 @@ class Views:
     def has_features(self) -> bool:
         """Whether the features were kept."""
         return bool(self.features.numel())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All of it, by name, as it is kept."""
+        return {**vars(self.outcomes), "logits": self.logits, "features": self.features, "pixels": self.pixels}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Views:
+        """What `to_tensors` gave."""
+        columns = dict(tensors)
+        logits, features, pixels = (columns.pop(name) for name in ("logits", "features", "pixels"))
+        return cls(Outcomes(**columns), logits, features, pixels)
+
+
+def joined_views(parts: Sequence[Views]) -> Views:
+    """The views of several parts, one after the other."""
+    parts = [part for part in parts if len(part.outcomes)] or parts[:1]
+    logits, features, pixels = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "features", "pixels")
+    )
+    return Views(joined([part.outcomes for part in parts]), logits, features, pixels)
 
 
 def view(

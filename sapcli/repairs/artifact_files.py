@@ -55,8 +55,7 @@ def read_outcomes(path: Path, samples: int, classes: int) -> Outcomes:
 
 def write_views(views: Views, path: Path) -> None:
     """What a network made of images in full, as safetensors."""
-    more = {"logits": views.logits, "features": views.features, "pixels": views.pixels}
-    write_safetensors(path, {**vars(views.outcomes), **more})
+    write_safetensors(path, views.to_tensors())
 
 
 def read_views(path: Path, samples: int, classes: int) -> Views:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sapcli.activations.scoring import Classifier, Outcomes, score
-from sapcli.activations.views import Views, view
+from sapcli.activations.views import Views, joined_views, view
 from sapcli.datasets.images import Images, Remarks
 from sapcli.errors import SapError
 from sapcli.machine.parallel.ranks import Ranks
@@ -51,31 +51,27 @@ def score_in_shares(
     return outcomes
 
 
-def view_in_shares(ranks: Ranks, classifier: Classifier, images: Images, progress: Progress, stage: str) -> Views:
-    """As `views.view` of all images, by all processes together.
+def view_in_shares(
+    ranks: Ranks, classifier: Classifier, images: Images, progress: Progress, stage: str, indices: Sequence[int]
+) -> Views:
+    """As `views.view`, by all processes together.
 
     Raises:
         SapError: As of `score_in_shares`.
     """
     if ranks.world == 1:
-        return view(classifier, images, progress, stage)
-    indices = range(len(images.dataset.paths))
+        return view(classifier, images, progress, stage, indices)
     parts = _run_shares(
         ranks, images, progress, stage, indices, lambda shared, share: view(classifier, images, shared, stage, share)
     )
-    parts = [part for part in parts if len(part.outcomes)]
+    together = joined_views(parts)
     order = _places([part.outcomes for part in parts], indices).argsort(stable=True)
     outcomes = in_order([part.outcomes for part in parts], indices)
     _check_count(len(outcomes), images, indices, ranks)
     logits, features, pixels = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "features", "pixels")
+        kept[order] if len(kept) else kept for kept in (together.logits, together.features, together.pixels)
     )
-    return Views(
-        outcomes,
-        logits[order] if len(logits) else logits,
-        features[order] if len(features) else features,
-        pixels[order],
-    )
+    return Views(outcomes, logits, features, pixels)
 
 
 def _run_shares(

@@ -14,8 +14,7 @@ import torch
 
 from sapcli.activations.probe import Fault, Finding, images_to_probe, probe, read_findings, write_findings
 from sapcli.activations.scoring import Outcomes, logits_of
-from sapcli.activations.shared.resuming import Parts, score_in_parts
-from sapcli.activations.shared.shares import view_in_shares
+from sapcli.activations.shared.resuming import OUTCOMES, VIEWS, Begun, Parts, score_in_parts, view_in_parts
 from sapcli.activations.views import Views
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.images import Images, Remarks
@@ -196,15 +195,22 @@ class CachedPasses(ModelAndData):
         sizes = len(images.dataset.paths), len(images.dataset.classes)
         every = range(sizes[0])
         key = self._pass_key(images, every)
-        make = functools.partial(view_in_shares, self.ranks, self.classifier, images, self.progress, stage)
+
+        def make(parts: Parts[Views]) -> Views:
+            return view_in_parts(self.classifier, images, self.progress, stage, parts, self.ranks)
+
+        # What was begun for its outcomes alone is something else.
+        begun = Begun(lambda: Parts(self.cache, key | {"form": "views"}, images, every, VIEWS), make)
         read = functools.partial(artifact_files.read_views, samples=sizes[0], classes=sizes[1])
-        return self._fetch_made_of(images, every, "views", key, make, read, artifact_files.write_views)
+        views = self._fetch_made_of(images, every, "views", key, begun.make, read, artifact_files.write_views)
+        begun.discard()
+        return views
 
     def judge(self, images: Images, stage: str) -> Outcomes:
         """Run the classifier over all images exactly, going on where a run that was killed had come to."""
         self.check_forward(images.dataset, stop=False)
         key = self._cache_key(images.dataset.fingerprint) | {"of": "all", "dtype": ""}
-        parts = Parts(self.cache, key, images, range(len(images.dataset.paths)))
+        parts = Parts(self.cache, key, images, range(len(images.dataset.paths)), OUTCOMES)
         outcomes = self._in_parts(images, stage, parts, exact=True)
         parts.discard()
         return outcomes
@@ -212,20 +218,18 @@ class CachedPasses(ModelAndData):
     def _outcomes(self, images: Images, indices: Sequence[int], kind: str, stage: str) -> Outcomes:
         """What the network makes of some images, which need not be exact, cached; also in parts while they come."""
         key = self._pass_key(images, indices)
-        begun: list[Parts] = []
 
-        def make() -> Outcomes:
-            begun.append(Parts(self.cache, key, images, indices))
-            return self._in_parts(images, stage, begun[0], exact=False)
+        def make(parts: Parts[Outcomes]) -> Outcomes:
+            return self._in_parts(images, stage, parts, exact=False)
 
+        begun = Begun(lambda: Parts(self.cache, key, images, indices, OUTCOMES), make)
         dataset = images.dataset
         read = functools.partial(artifact_files.read_outcomes, samples=len(dataset.paths), classes=len(dataset.classes))
-        outcomes = self._fetch_made_of(images, indices, kind, key, make, read, artifact_files.write_outcomes)
-        for made in begun:
-            made.discard()
+        outcomes = self._fetch_made_of(images, indices, kind, key, begun.make, read, artifact_files.write_outcomes)
+        begun.discard()
         return outcomes
 
-    def _in_parts(self, images: Images, stage: str, parts: Parts, *, exact: bool) -> Outcomes:
+    def _in_parts(self, images: Images, stage: str, parts: Parts[Outcomes], *, exact: bool) -> Outcomes:
         return score_in_parts(self.classifier, images, self.progress, stage, parts, self.ranks, exact=exact)
 
     def _pass_key(self, images: Images, indices: Sequence[int]) -> dict[str, object]:
