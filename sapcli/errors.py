@@ -33,6 +33,10 @@ class SapError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[SapError], tuple[str, str]]:
+        """For handing an error to another process."""
+        return type(self), (self.message, self.hint)
+
 
 def unexpected(error: BaseException, what: str = "something went wrong that should not") -> SapError:
     """The two lines about an exception that nothing here was prepared for.

@@ -233,10 +233,14 @@ class DataSource:
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """How the trusted set is chosen: how many samples in all, and by what."""
+    """How the trusted set is chosen: how many samples in all, by what, and among how many.
+
+    `candidates` is `None` where a part that is large enough will do.
+    """
 
     count: int = 1000
     strategy: Strategy = Strategy.LOSS
+    candidates: int | None = None
 
 
 @dataclass(frozen=True)

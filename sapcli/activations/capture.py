@@ -68,6 +68,20 @@ class Usage:
         """
         return self.rows_depend_on_images or not self.transformed_by
 
+    def reason(self, overlapping: bool = False) -> str:
+        """Why a weight that was seen like this is not projected, in words."""
+        if overlapping:
+            return "used in pieces that overlap"
+        if self.transformed_by:
+            return f"transformed before it multiplies activations ({_operators(self.transformed_by)})"
+        if self.consumers:
+            return f"in no matrix product or convolution with activations (read by {_operators(self.consumers)})"
+        return "not used in eval mode"
+
+
+def _operators(names: set[str]) -> str:
+    return ", ".join(sorted(name.removeprefix("aten.") for name in names))
+
 
 class Capture:
     """Watches a module's forward passes and reports every use of a weight of two or more dimensions.

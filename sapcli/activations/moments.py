@@ -12,6 +12,7 @@ trusted images; a factor of two in alpha, which is hardly seen in the accuracy, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,8 +88,11 @@ class SecondMoment:
         self._name = name
         self._images = images
         self._units = 0
+        self._forward = -1
+        self._uses = 0
         self._shape = (groups, row_length, row_length)
         self._kept: list[Tensor] = []
+        self._kept_from: list[tuple[int, int]] = []
         self._summing = False
         self._given_up = False
         self._device = torch.device("cpu")
@@ -96,12 +100,13 @@ class SecondMoment:
         self._correlations: dict[tuple[torch.Size, Geometry], Correlations] = {}
         self.count = 0
 
-    def add(self, rows: Tensor | Patches, batch: int = 1) -> None:
+    def add(self, rows: Tensor | Patches, batch: int = 1, first: int | None = None) -> None:
         """Add the rows, `[groups, n, d]`; where there is one group, rows of several are all of that one.
 
         Args:
             rows: What the weight multiplies.
             batch: How many images they are of.
+            first: The position of the first of these among all images, where other processes have others of them.
 
         Raises:
             NumericsError: A row holds NaN or infinity.
@@ -116,8 +121,11 @@ class SecondMoment:
         if not self._summing and max(self.count, expected) >= row_length:
             self._begin_sum(images.device)
         weight = 1.0
+        if first is not None:
+            self._uses = self._uses + 1 if self._forward == first else 0
+            self._forward = first
         if self._images is not None:
-            rows, weight = self._sampled(rows, count, batch)
+            rows, weight = self._sampled(rows, count, batch, first)
             count = rows.count if isinstance(rows, Patches) else rows.shape[1]
         if unit != 1.0:
             rows = replace(rows, images=rows.images / unit) if isinstance(rows, Patches) else rows / unit
@@ -133,8 +141,11 @@ class SecondMoment:
                 self._fold(chunk, weight)
             else:
                 self._kept.append(chunk * math.sqrt(weight))
+                self._kept_from.append((first or 0, self._uses))
 
-    def _sampled(self, rows: Tensor | Patches, count: int, batch: int) -> tuple[Tensor | Patches, float]:
+    def _sampled(
+        self, rows: Tensor | Patches, count: int, batch: int, first: int | None
+    ) -> tuple[Tensor | Patches, float]:
         """The part of the rows that is enough, and how much each of them counts.
 
         A convolution's are those of some of its images, since what neighbouring patches share is computed once; a
@@ -146,7 +157,11 @@ class SecondMoment:
         if share >= 1:
             return rows, 1.0
         units = len(rows.images) if isinstance(rows, Patches) else rows.shape[1]
-        places = torch.arange(self._units, self._units + units, dtype=torch.float64) * _GOLDEN_RATIO % 1
+        begin = self._units
+        if first is not None and units % batch == 0:
+            # As a process that has all images would number them, of which each use takes as many.
+            begin = (first + self._uses * self._images) * (units // batch)
+        places = torch.arange(begin, begin + units, dtype=torch.float64) * _GOLDEN_RATIO % 1
         self._units += units
         chosen = (places < share).nonzero().flatten()
         if isinstance(rows, Patches):
@@ -160,6 +175,38 @@ class SecondMoment:
             unit = _unit(_largest(kept))
             self._fold(kept / unit if unit != 1.0 else kept, unit**2)
         self._kept.clear()
+        self._kept_from.clear()
+
+    @property
+    def is_summing(self) -> bool:
+        """Whether there is a sum, and not the rows themselves."""
+        return self._summing
+
+    @property
+    def kept_rows(self) -> tuple[tuple[int, int, int], ...]:
+        """What the kept rows are: the position of each batch's first image, which use in it, and how many rows."""
+        return tuple((*where, kept.shape[1]) for where, kept in zip(self._kept_from, self._kept, strict=True))
+
+    def summed(self, device: torch.device) -> Tensor:
+        """The sum so far, float64 `[groups, d, d]`, to be changed in place; of none it is zero."""
+        if not self._summing:
+            self._begin_sum(device)
+        return self.matrix()
+
+    def rows(self) -> Tensor:
+        """The kept rows, float64 `[groups, n, d]`."""
+        return self._rows()
+
+    def take_over(self, count: int, rows: Sequence[Tensor] | None = None) -> None:
+        """Be the second moment of the rows of all processes.
+
+        Args:
+            count: How many rows each group has in all.
+            rows: The rows themselves, in their order; `None` where the sum holds them already.
+        """
+        self.count = count
+        if rows is not None:
+            self._kept = list(rows)
 
     def _correlations_of(self, patches: Patches) -> Correlations:
         """The sum of the patches that are alike but for their images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ from sapcli.networks.preprocessing import Preprocessing
 _FAST_CHANNELS_LAST = ("cpu", "cuda")
 # A GPU is asked what it made of a batch when it has the next one: meanwhile, that is decoded and laid out.
 _LAUNCHED_AHEAD = 1
+# Between keeping what was done and keeping it again, at first and in the end.
+_SECONDS_BETWEEN_PARTS = 2.0, 60.0
+# After so many seconds it can be told how long all will take, which people want to know from two minutes on.
+_SECONDS_TO_TELL, _WORTH_TELLING = 5.0, 120.0
 ONE_LOGIT = (
     "one output for two classes, as for a sigmoid, is not supported: give a factory (--arch) whose module returns"
     " torch.cat([torch.zeros_like(z), z], dim=1) of that output z, [n, 1]"
@@ -213,6 +218,7 @@ def score(
     indices: Sequence[int] | None = None,
     *,
     exact: bool = True,
+    keep: Callable[[int, Outcomes], None] | None = None,
 ) -> Outcomes:
     """Run the classifier in eval mode over the samples at `indices`, all by default.
 
@@ -223,6 +229,7 @@ def score(
         stage: The stage's name.
         indices: Which images.
         exact: Whether in float32, and not in what the device is fastest at.
+        keep: Called every minute or so, at first sooner, with how many of the images are done and the outcomes since.
 
     Raises:
         NumericsError: The network's output holds a NaN or positive infinity.
@@ -230,17 +237,75 @@ def score(
     columns: list[tuple[Tensor, ...]] = []
     launched: deque[tuple[Tensor, ...]] = deque()
     classifier.ensure_eval()
-    with progress.stage(stage, len(images.dataset.paths) if indices is None else len(indices)) as advance:
+    total = len(images.dataset.paths) if indices is None else len(indices)
+    clock = _Clock(total)
+    kept = 0
+    with progress.stage(stage, total) as advance:
         for batch in images.batches(indices):
             launched.extend(in_portions(partial(_launch, classifier, exact), batch, images, progress))
             while len(launched) > _LAUNCHED_AHEAD:
                 columns.append(collected(launched.popleft()))
             advance(len(batch.indices))
+            if expected := clock.expected(batch.end):
+                progress.note(f"{stage}: {total:,} images take about {expected}")
+            if keep is not None and clock.is_time_to_keep():
+                columns += map(collected, launched)
+                launched.clear()
+                keep(batch.end, outcomes_of(columns[kept:]))
+                kept = len(columns)
         columns += map(collected, launched)
+    return outcomes_of(columns)
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """The outcomes of several parts, one after the other."""
+    return outcomes_of([tuple(vars(part).values()) for part in parts])
+
+
+def outcomes_of(columns: Sequence[tuple[Tensor, ...]]) -> Outcomes:
+    """The outcomes whose columns these are, batch by batch."""
     if not columns:
         empty = torch.zeros(0, dtype=torch.int64)
         return Outcomes(empty, empty, empty.double(), empty, empty.float(), empty, empty)
     return Outcomes(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+class _Clock:
+    """When it is time to keep what was done, and what the rest will take.
+
+    Args:
+        total: How many images there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._began = self._last = time.monotonic()
+        self._between = _SECONDS_BETWEEN_PARTS[0]
+        self._told = False
+
+    def is_time_to_keep(self) -> bool:
+        """Whether so much was done since the last time that losing it would be a pity."""
+        now = time.monotonic()
+        if now - self._last < self._between:
+            return False
+        self._last = now
+        self._between = min(2 * self._between, _SECONDS_BETWEEN_PARTS[1])
+        return True
+
+    def expected(self, done: int) -> str:
+        """How long all will take, in words: once it can be told, and only where it is worth telling."""
+        seconds = time.monotonic() - self._began
+        if self._told or seconds < _SECONDS_TO_TELL or not done:
+            return ""
+        self._told = True
+        return in_words(seconds * self._total / done)
+
+
+def in_words(seconds: float) -> str:
+    """How long something takes, in words; empty where that is not worth telling."""
+    if seconds < _WORTH_TELLING:
+        return ""
+    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 60 * 60 else f"{seconds / 3600:.1f} hours"
 
 
 def logits_of(

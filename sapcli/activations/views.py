@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sapcli.activations.scoring import Classifier, Outcomes, collected, outcome_columns
+from sapcli.activations.scoring import Classifier, Outcomes, collected, outcome_columns, outcomes_of
 from sapcli.datasets.images import Batch, Images
 from sapcli.datasets.smaller_batches import in_portions
 from sapcli.machine.progress import Progress
@@ -48,14 +48,17 @@ class Views:
         return bool(self.features.numel())
 
 
-def view(classifier: Classifier, images: Images, progress: Progress, stage: str) -> Views:
-    """Run the classifier in eval mode over all samples.
+def view(
+    classifier: Classifier, images: Images, progress: Progress, stage: str, indices: Sequence[int] | None = None
+) -> Views:
+    """Run the classifier in eval mode over the samples at `indices`, all by default.
 
     Args:
         classifier: The network; it runs in what the device is fastest at.
         images: The dataset's images.
         progress: Told of the images done.
         stage: The stage's name.
+        indices: Which images; what is kept depends on how many there are in all.
 
     Raises:
         NumericsError: The network's output holds a NaN or positive infinity.
@@ -65,19 +68,25 @@ def view(classifier: Classifier, images: Images, progress: Progress, stage: str)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     classifier.ensure_eval()
     watched = _features_of(classifier.module, classifier.architecture.num_classes)
-    with watched as seen, progress.stage(stage, count) as advance:
+    with watched as seen, progress.stage(stage, count if indices is None else len(indices)) as advance:
         run = partial(_run, classifier, seen)
-        for batch in images.batches():
+        for batch in images.batches(indices):
             for found, logits, features, pixels in in_portions(run, batch, images, progress):
                 columns.append(collected(found))
                 wide = features.shape[1] * count > _MOST_FEATURES
                 many = logits.shape[1] * count > _MOST_LOGITS
                 kept.append((logits[:0] if many else logits, features[:0] if wide else features, pixels))
             advance(len(batch.indices))
-    outcomes = Outcomes(*(torch.cat(column) for column in zip(*columns, strict=True)))
+    if not kept:
+        kept.append((torch.zeros(0, 0), torch.zeros(0, 0), torch.zeros(0, _SMALL**2, dtype=torch.uint8)))
     logits, features, pixels = (torch.cat(column) for column in zip(*kept, strict=True))
     nothing = torch.zeros(0, 0)
-    return Views(outcomes, logits if len(logits) else nothing, features if len(features) else nothing.half(), pixels)
+    return Views(
+        outcomes_of(columns),
+        logits if len(logits) else nothing,
+        features if len(features) else nothing.half(),
+        pixels,
+    )
 
 
 def _run(classifier: Classifier, seen: list[Tensor], batch: Batch) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:

@@ -46,6 +46,8 @@ def activations(
     bases = session.bases(samples)
     _note_coverage(terminal, bases, inputs.run.verbose)
     tell_of_images(terminal, samples.images)
+    if not session.ranks.is_first:
+        return
     with open_output(destination, output.force) as handle:
         write_bases(bases, cast("BinaryIO", handle))
     if output_format is ResultFormat.JSON:

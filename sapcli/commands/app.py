@@ -35,6 +35,7 @@ from sapcli.commands.line.polish_options import PolishOptions
 from sapcli.commands.line.project_options import ProjectionOptions, RecordOptions, WritingOptions
 from sapcli.commands.line.settings_file import default_map, find_settings, named_settings
 from sapcli.commands.line.suspects_options import SuspectsOptions
+from sapcli.machine.parallel.membership import is_first, stand_alone, world_size
 from sapcli.settings import OutputFormat, PlanFormat, ResultFormat, SamplesFormat
 
 app = typer.Typer(
@@ -54,6 +55,9 @@ app = typer.Typer(
 )
 
 DEBUG = "SAPDEBUG"
+SHARED_COMMANDS = frozenset({"select", "activations", "project", "polish", "eval", "suspects"})
+"""The commands whose work several processes share; of `polish`, the training alone."""
+MOST_DEVICES = 1024
 HELP = object()
 """What the context holds while help is asked for, and no settings file is read."""
 
@@ -80,14 +84,44 @@ def _root(
             help="Take settings from this file, those too that say what is written and which code runs.",
         ),
     ] = None,
+    devices: Annotated[
+        int,
+        typer.Option(
+            "--devices",
+            metavar="N",
+            min=1,
+            max=MOST_DEVICES,
+            envvar="SAP_DEVICES",
+            help="Share the work of select, activations, project, eval and suspects, and the training of polish, among"
+            " N processes of this machine, each on a GPU of its own where there are any. For several machines:"
+            " torchrun -m sapcli ...",
+        ),
+    ] = 1,
 ) -> None:
     if debug:
         os.environ[DEBUG] = "1"
+    _share_work(context.invoked_subcommand, devices)
     # Help comes also when the file is damaged.
     if context.obj is not HELP:
         context.obj = find_settings(Path()) if config is None else named_settings(config)
         if context.obj is not None:
             context.default_map = default_map(context.obj, context.command)
+
+
+def _share_work(command: str | None, devices: int) -> None:
+    """Start the processes that share a command's work, or make sure that one that nobody shares runs once."""
+    shared = command in SHARED_COMMANDS
+    if world_size() > 1 and not shared:
+        if not is_first():
+            raise typer.Exit
+        stand_alone()
+    if world_size() > 1:
+        # Else each process that ends in an error has pages about the connection to the one that did before.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    if devices > 1 and shared and world_size() == 1:
+        from sapcli.machine.parallel.launch import launch
+
+        raise typer.Exit(launch(devices))
 
 
 @app.command()

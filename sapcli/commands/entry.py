@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -14,7 +15,12 @@ from sapcli.commands.line.settings_file import SettingsFile
 from sapcli.errors import DeviceError, ExitStatus, SapError, UsageError, unexpected
 from sapcli.machine.heap import keep_freed_memory
 from sapcli.machine.out_of_memory import is_out_of_memory
+from sapcli.machine.parallel import membership
 from sapcli.machine.signals import Terminated
+
+_JOINING = "sapcli.machine.parallel.joining"
+"""The module that is imported once a command joins the other processes of its run."""
+_SECONDS_FOR_THE_FIRST = 3.0
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -85,14 +91,28 @@ def _crashed(error: Exception, arguments: Sequence[str]) -> SapError:
 def _fail(error: SapError) -> int:
     from sapcli.commands.line.console import print_error
 
+    joined = _leave(error)
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
+    if not membership.is_first():
+        if joined:
+            return error.exit_status
+        # The first process tells what is wrong for all; where it goes on, it is wrong here alone, and all end with it.
+        time.sleep(_SECONDS_FOR_THE_FIRST)
+        message = f"rank {membership.rank()} of {membership.world_size()}: {error.message}"
+        error = type(error)(message, error.hint)
     print_error(error)
     try:
         sys.stdout.flush()
     except OSError:
         _leave_stdout()
     return error.exit_status
+
+
+def _leave(error: SapError | None = None) -> bool:
+    """Tell the other processes of the run, if it has come to that, that this one ends."""
+    joining = sys.modules.get(_JOINING)
+    return joining is not None and bool(joining.leave(error))
 
 
 def _leave_stdout() -> None:
@@ -103,4 +123,7 @@ def _leave_stdout() -> None:
 def start() -> int:
     """Run the process' own command line and return its exit status."""
     keep_freed_memory()
-    return run()
+    status = run()
+    if status == ExitStatus.DONE:
+        _leave()
+    return status

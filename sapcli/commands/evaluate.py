@@ -62,9 +62,10 @@ def evaluate(
     report = EvaluationReport(
         evaluation.metrics, tuple(evaluation.unreadable), None if reference is None else reference.metrics, gain
     )
-    is_json = output_format is OutputFormat.JSON
-    write_text(destination, render_evaluation(report, output_format), output.force, is_json=is_json)
-    append_summary(summary, evaluation_summary(inputs.checkpoint, report))
+    if session.ranks.is_first:
+        is_json = output_format is OutputFormat.JSON
+        write_text(destination, render_evaluation(report, output_format), output.force, is_json=is_json)
+        append_summary(summary, evaluation_summary(inputs.checkpoint, report))
     if session.checkpoint.metadata.get("sap.repaired") == "true":
         words = (inputs.checkpoint, inputs.data, "--html", "suspects.html")
         tell_next(terminal, "suspects", *words, options=same_inputs(inputs, repaired=True))
@@ -97,7 +98,7 @@ def _evaluate(session: Session, terminal: console.Terminal, *, images_told: bool
             f"{len(trusted)} of the {len(dataset.paths)} images on {where} are trusted samples that"
             f" {session.checkpoint.source} was repaired with: they flatter it"
         )
-    outcomes = session.score(images, f"evaluating {session.checkpoint.source} on {where}")
+    outcomes = session.judge(images, f"evaluating {session.checkpoint.source} on {where}")
     if not images_told:
         tell_of_images(terminal, images)
     session.check_class_order(images, outcomes, stop=False)

@@ -71,12 +71,13 @@ def polish(inputs: Inputs, request: PolishRequest) -> None:
             _polish(inputs, request, settings, ranks)
         else:
             quiet = replace(inputs, run=replace(inputs.run, quiet=True, progress_json=None))
-            run_polish(quiet.session(quiet.terminal(), request.options.validation), settings, ranks)
+            run_polish(quiet.session(quiet.terminal(), request.options.validation, shared=False), settings, ranks)
 
 
 def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ranks: Ranks) -> None:
     terminal = inputs.terminal()
-    session = inputs.session(terminal, request.options.validation)
+    # The processes share the training alone, in a group of its own: see `polishing/ranks.py`.
+    session = inputs.session(terminal, request.options.validation, shared=False)
     checkpoint = session.checkpoint
     output = destination_checkpoint(checkpoint, request.output, request.writing, inputs.model.weights, mark=_MARK)
     report_files = report_forms(request.record.report or (), request.output.force)

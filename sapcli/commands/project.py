@@ -160,7 +160,8 @@ def _project(
         if not selects:
             count = len(trust.samples(session).indices)
         form = PlanFormat.JSON if request.writing.result is ResultFormat.JSON else None
-        print_plan(session, settings, count, selects=selects, captures=captures, output_format=form)
+        if session.ranks.is_first:
+            print_plan(session, settings, count, selects=selects, captures=captures, output_format=form)
         tell_next(terminal, "project", inputs.checkpoint, inputs.data, options=same_inputs(inputs))
         return
 
@@ -187,9 +188,10 @@ def _project(
     # The checkpoint first: whatever becomes of the records, the repair is not lost.
     metadata = repair_metadata(session, repair, correction, settings, bases, forget)
     alpha = repair.choice.alpha
-    output.write(
-        session, lambda names: {} if alpha is None else correction.replacements(alpha, names), metadata, force=force
-    )
+    if session.ranks.is_first:
+        output.write(
+            session, lambda names: {} if alpha is None else correction.replacements(alpha, names), metadata, force=force
+        )
     written += [] if shown is None else [shown]
     failure = None
     try:
@@ -201,7 +203,7 @@ def _project(
     try:
         if request.writing.result is ResultFormat.JSON:
             recording.print_result(str(shown), gate)
-        elif shown is not None:
+        elif shown is not None and session.ranks.is_first:
             console.print_result(str(shown))
     finally:
         if failure is not None:
@@ -274,7 +276,8 @@ class _Recording:
         """
         failed: list[SapError] = []
         with _collecting(failed, f"the summary {summary}"):
-            append_summary(summary, repair_summary(self.session.checkpoint.source, rows))
+            if self.session.ranks.is_first:
+                append_summary(summary, repair_summary(self.session.checkpoint.source, rows))
         if files:
             with _collecting(failed, "the report"):
                 self._write_report(files, failed, force=force)
@@ -283,6 +286,8 @@ class _Recording:
 
     def print_result(self, output: str | None, required_gain: float | None) -> None:
         """Write what was done to stdout, as JSON in one line; `output` is the file that was written."""
+        if not self.session.ranks.is_first:
+            return
         from sapcli.reports.documents import GateDocument, ProjectDocument
 
         session, gate = self.session, None
@@ -310,6 +315,8 @@ class _Recording:
         report = report_repair(
             self.session, self.repair, self.correction, self.bases, self.samples, self.settings, command
         )
+        if not self.session.ranks.is_first:
+            return
         for file, form in files.items():
             with _collecting(failed, f"the report {file}"):
                 content = render_report(report, form)

@@ -23,6 +23,8 @@ def select(inputs: Inputs, selection: SelectionOptions, output: OutputOptions, o
     introduce(session, session.training)
     trusted = session.select(selection.to_settings())
     tell_of_images(terminal, session.training_images)
+    if not session.ranks.is_first:
+        return
     lines = trusted.to_json_lines()
     write_text(
         destination, json_array(lines) if output_format is SamplesFormat.JSON else lines, output.force, is_json=True

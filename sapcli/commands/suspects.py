@@ -86,6 +86,8 @@ def suspects(inputs: Inputs, options: SuspectsOptions, output: OutputOptions) ->
     rows = _rows(session, outcomes, options, decided)
     copies = _copies(session, views, rows if options.review is not None else rows[:0])
     found = suspects_in(dataset, outcomes, rows, chances.wrong, copies)
+    if not session.ranks.is_first:
+        return
     if options.null:
         with open_output(destination, output.force) as handle:
             handle.write(b"".join(os.fsencode(suspect.path) + b"\0" for suspect in found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Collection, Sequence
 
 from sapcli.datasets.dataset import Dataset
@@ -37,6 +38,13 @@ def find_contents(dataset: Dataset, contents: Collection[Content]) -> dict[int, 
     return found
 
 
+def same_files(dataset: Dataset, indices: Sequence[int], other: Dataset) -> frozenset[int]:
+    """Those of some samples of a dataset whose files are those of samples of another one, whatever their names."""
+    files = {_identity(f"{other.root}/{path}") for path in other.paths} - {None}
+    root = dataset.root
+    return frozenset(index for index in indices if _identity(f"{root}/{dataset.paths[index]}") in files)
+
+
 def to_text(contents: Collection[Content]) -> str:
     """Contents as one printable text, the same for the same contents in any order."""
     return base64.b64encode(b"".join(sorted(set(contents)))).decode("ascii")
@@ -61,3 +69,12 @@ def _content(dataset: Dataset, index: int) -> Content | None:
     """The content of a sample; `None` for what cannot be read."""
     found = dataset.content_of(index)
     return None if found is None else _size(found[0]) + found[1][: _CONTENT_BYTES - _SIZE_BYTES]
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and file number, the same for all names of one file; `None` for a file that is gone."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 (of thousands, without making an object of each name)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

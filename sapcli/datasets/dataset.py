@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -100,11 +99,11 @@ class Dataset:
 
         Asking for it reads the files that were not read before, so it is asked for once all else has been checked.
         """
-        digest = hashlib.sha256(json.dumps(self.classes).encode())
-        contents = self.digests.of(self.root, self.paths, keep=not self.unpacked)
-        for path, content, label in zip(self.paths, contents, self.labels, strict=True):
-            digest.update(f"\0{path}\0{content.hex()}\0{label}".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return self.digests.ranks.from_first(self._fingerprint)
+
+    def _fingerprint(self) -> str:
+        start = json.dumps(self.classes).encode()
+        return self.digests.fingerprint(self.root, self.paths, self.labels, start, keep=not self.unpacked)
 
 
 def open_dataset(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from sapcli.datasets.formats import open_regular
 from sapcli.errors import DatasetError
 from sapcli.machine.cache import Cache
 from sapcli.machine.files import atomic_write
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress, SilentProgress
 
 _KIND = "digests"
@@ -31,6 +33,11 @@ _WORTH_SAYING = 1 << 30
 # Records of a folder's other files are kept as well up to this number: a list may name now these and now those.
 _RECORDS_KEPT = 100_000
 _REMEMBERED = 1 << 18
+
+_FACTS, _64_BITS = struct.Struct("<5Q"), (1 << 64) - 1
+# Of so many files or more, what is known of them is taken to be true as long as their folders and some of them are as
+# they were: to look at each of a million takes longer than a repair may.
+_MANY, _LOOKED_AT = 200_000, 1000
 
 _remembered: dict[bytes, bytes] = {}
 
@@ -54,11 +61,15 @@ class FileDigests:
     Args:
         cache: Where; `None` keeps them in this process alone.
         progress: Told when so much has to be read that it takes a while.
+        ranks: The processes of the run, of which the first alone reads.
     """
 
-    def __init__(self, cache: Cache | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self, cache: Cache | None = None, progress: Progress | None = None, ranks: Ranks | None = None
+    ) -> None:
         self._cache = cache
         self._progress = progress or SilentProgress()
+        self.ranks = ranks or Ranks()
 
     def of(self, folder: Path, paths: Sequence[str], *, keep: bool = True) -> tuple[bytes, ...]:
         """The SHA-256 of each file's bytes, in their order; empty bytes for what cannot be read.
@@ -75,7 +86,9 @@ class FileDigests:
         table = (cache.find(_KIND, parts, _read_table) if cache is not None else None) or {}
         digests = [b""] * len(paths)
         records: dict[bytes, bytes] = {}
-        unknown: dict[int, int] = {}
+        # By what tells a file: one of many names is read once.
+        unknown: dict[bytes, list[int]] = {}
+        to_read = 0
         inside: dict[int, str] = {}
         files = [f"{folder}/{path}" for path in paths]
         for index, path in enumerate(files):
@@ -86,24 +99,59 @@ class FileDigests:
             size, key = known
             digest = _remembered.get(key) or table.get(key)
             if digest is None:
-                unknown[index] = size
+                others = unknown.setdefault(key, [])
+                to_read += 0 if others else size
+                others.append(index)
             else:
                 digests[index] = records[key] = digest
                 _remember(key, digest)
-        with self._stage(len(unknown), sum(unknown.values())) as advance:
-            for index in unknown:
-                read = _read(files[index])
+        with self._stage(len(unknown), to_read) as advance:
+            for indices in unknown.values():
+                read = _read(files[indices[0]])
                 if read is not None:
-                    _size, digests[index], lasting = read
+                    _size, digest, lasting = read
+                    for index in indices:
+                        digests[index] = digest
                     if lasting is not None:
-                        records[lasting] = digests[index]
+                        records[lasting] = digest
                 advance(1)
         for index, digest in self._of_members(inside, keep=keep).items():
             digests[index] = digest
         if cache is not None and not records.keys() <= table.keys():
-            others = table if len(table) <= _RECORDS_KEPT + len(records) else {}
-            cache.keep(_KIND, parts, {**others, **records}, _write_table)
+            kept = table if len(table) <= _RECORDS_KEPT + len(records) else {}
+            cache.keep(_KIND, parts, {**kept, **records}, _write_table)
         return tuple(digests)
+
+    def fingerprint(
+        self, folder: Path, paths: Sequence[str], labels: Sequence[int], start: bytes, *, keep: bool = True
+    ) -> str:
+        """SHA-256 over what `start` says, and path, content and label of each file; of very many files kept as well.
+
+        Args:
+            folder: Where the files lie.
+            paths: Their paths below it.
+            labels: Their labels.
+            start: What else it is of.
+            keep: Whether the folder will be there in another run.
+        """
+        cache = self._cache if keep and len(paths) >= _MANY else None
+        parts = None if cache is None else _state(folder, paths, labels, start)
+        if cache is not None and parts is not None:
+            known = cache.find("fingerprint", parts, lambda path: path.read_text())
+            if known is not None:
+                self._progress.note(
+                    f"{folder}: {len(paths):,} files are taken to be as they were, since their folders and"
+                    f" {_LOOKED_AT:,} of them are (`sap cache clear` has all read again)"
+                )
+                return known
+        digest = hashlib.sha256(start)
+        contents = self.of(folder, paths, keep=keep)
+        for path, content, label in zip(paths, contents, labels, strict=True):
+            digest.update(f"\0{path}\0{content.hex()}\0{label}".encode(errors="surrogateescape"))
+        made = digest.hexdigest()
+        if cache is not None and parts is not None:
+            cache.keep("fingerprint", parts, made, _write_text)
+        return made
 
     def _of_members(self, paths: Mapping[int, str], *, keep: bool) -> dict[int, bytes]:
         """The digests of images inside of files; each file is read once."""
@@ -134,6 +182,42 @@ class FileDigests:
         return listener.stage("reading files", count, "files")
 
 
+def _state(folder: Path, paths: Sequence[str], labels: Sequence[int], start: bytes) -> dict[str, object] | None:
+    """What tells the files of a folder from what they were or will be, without a look at each of them.
+
+    `None` where a folder was changed a moment ago, or is gone: more may come that its clock does not tell.
+    """
+    digest = hashlib.sha256(start)
+    folders: dict[str, None] = {}
+    last = "\0"
+    for path, label in zip(paths, labels, strict=True):
+        digest.update(f"\0{path}\0{label}".encode(errors="surrogateescape"))
+        # Sorted paths come folder by folder.
+        if not path.startswith(last) or "/" in path[len(last) :]:
+            inside = path.rpartition("/")[0]
+            folders[inside] = None
+            last = f"{inside}/"
+    newest = 0
+    for inside in folders:
+        try:
+            status = os.stat(f"{folder}/{inside}")  # noqa: PTH116 - beside the others
+        except (OSError, ValueError):
+            return None
+        newest = max(newest, status.st_ctime_ns, status.st_mtime_ns)
+        digest.update(_key(status))
+    if time.time_ns() - newest < _SETTLED_NS:
+        return None
+    for path in paths[:: max(len(paths) // _LOOKED_AT, 1)]:
+        known = _known(f"{folder}/{path}")
+        digest.update(b"" if known is None else known[1])
+    return {"folder": os.path.realpath(folder), "state": digest.hexdigest()}
+
+
+def _write_text(text: str, path: Path) -> None:
+    with atomic_write(path) as handle:
+        handle.write(text.encode())
+
+
 def _known(path: str) -> tuple[int, bytes] | None:
     """A file's size, and the key by which its content is remembered; `None` where there is no such file."""
     try:
@@ -146,7 +230,7 @@ def _known(path: str) -> tuple[int, bytes] | None:
 def _key(status: os.stat_result) -> bytes:
     """What tells a file as it is now from every other, and from itself as it was or will be."""
     facts = (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns, status.st_mtime_ns)
-    return hashlib.blake2b(repr(facts).encode(), digest_size=_KEY_BYTES).digest()
+    return hashlib.blake2b(_FACTS.pack(*(fact & _64_BITS for fact in facts)), digest_size=_KEY_BYTES).digest()
 
 
 def _read(path: str) -> tuple[int, bytes, bytes | None] | None:

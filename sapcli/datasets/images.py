@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,11 +40,13 @@ class Batch:
         indices: The samples' indices, int64 `[n]`.
         images: Pixels from 0 to 255, uint8 `[n, C, H, W]`; float32 where the dataset has the network's inputs.
         labels: The samples' classes, int64 `[n]`.
+        end: How many of the samples that were asked for are done with it.
     """
 
     indices: Tensor
     images: Tensor
     labels: Tensor
+    end: int = 0
 
     def part(self, start: int, size: int) -> Batch:
         """At most `size` of the images, from the one at `start` on."""
@@ -87,6 +89,7 @@ class Images:
         dataset: Where the images come from.
         preprocessing: How the model wants its images.
         batch_size: Images per batch; when it is changed, also of the batches that are still to come.
+        shared: Whether what is asked for is a share of something: then it is no error that none of it can be read.
         unreadable: The images that could not be read so far: from the sample's index to the reason.
         treated: The images so far of which there is more to be said than their pixels, by the sample's index.
     """
@@ -100,6 +103,7 @@ class Images:
         workers: int,
         strict: bool = False,
         keep_bytes: int = 1 << 30,
+        shared: bool = False,
     ) -> None:
         """Prepare to decode; nothing is read yet.
 
@@ -110,12 +114,14 @@ class Images:
             workers: Processes that decode; with 0, and for the work of a moment, this process does.
             strict: Whether an image that cannot be read is an error.
             keep_bytes: The size up to which decoded images stay in memory.
+            shared: Whether other processes have other shares of what is asked for.
 
         Raises:
             UsageError: If the preprocessing cannot be carried out.
         """
         self.dataset = dataset
         self.preprocessing = preprocessing
+        self.shared = shared
         self.unreadable: dict[int, str] = {}
         self.treated: dict[int, Treatment] = {}
         self._decoder = dataset.decoder(preprocessing)
@@ -155,14 +161,17 @@ class Images:
             batch = self._batch(order[start:stop], pending[start:stop], decoded)
             readable += len(batch.indices)
             if len(batch.indices):
-                yield batch
-        if len(order) and not readable:
-            index = int(order[0])
-            raise DatasetError(
-                f"{self.dataset.root}: none of {len(order)} images can be read; "
-                f"{self.dataset.paths[index]!r}: {self.unreadable[index]}",
-                "Check that the files are images and complete.",
-            )
+                yield replace(batch, end=min(stop, len(order)))
+        if len(order) and not readable and not self.shared:
+            raise self.none_readable(len(order), int(order[0]))
+
+    def none_readable(self, count: int, index: int) -> DatasetError:
+        """The error that none of so many images can be read, of which the one at `index` was tried."""
+        return DatasetError(
+            f"{self.dataset.root}: none of {count} images can be read; "
+            f"{self.dataset.paths[index]!r}: {self.unreadable[index]}",
+            "Check that the files are images and complete.",
+        )
 
     def remarks(self, indices: Sequence[int]) -> Remarks:
         """What decoding some of the images has told so far."""
@@ -214,7 +223,9 @@ class Images:
                     if image.treatment is not None:
                         self.treated[int(indices[row])] = image.treatment
             indices, images = indices[readable], images[readable]
-        return Batch(*(torch.from_numpy(array) for array in (indices.copy(), images, self._labels[indices])))
+        of_samples = (indices.copy(), images, self._labels[indices])
+        found, pixels, labels = (torch.from_numpy(array) for array in of_samples)
+        return Batch(found, pixels, labels)
 
     def _keep(self, index: np.int64, pixels: Pixels) -> None:
         if self._slots[index] == _NOT_DECODED and self._kept_count < len(self._kept):

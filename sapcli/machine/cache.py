@@ -45,7 +45,7 @@ _SHOWN = {
 _KEY_LENGTH = 32
 # What an entry is called; only files of such a name are counted or removed, and only of a kind that is ours.
 _ENTRY = re.compile(rf"([a-z]+)-[0-9a-f]{{{_KEY_LENGTH}}}")
-_KINDS = frozenset({*_SHOWN, "unreadable", "remarks", "probe", "digests", "start", "training"})
+_KINDS = frozenset({*_SHOWN, "unreadable", "remarks", "probe", "digests", "training", "fingerprint", "parts"})
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -74,6 +74,11 @@ class Cache:
         self._progress = progress
         self._kinds = set(_KINDS)
         self._warned = False
+
+    @property
+    def own(self) -> Cache:
+        """The folder as this process alone sees it; see `parallel.shared_cache`."""
+        return self
 
     def fetch(
         self,
@@ -112,6 +117,11 @@ class Cache:
         path = self._path(kind, parts)
         if not self._is_open_to_others():
             self._store(path, lambda: write(content, path))
+
+    def discard(self, kind: str, parts: Mapping[str, object]) -> None:
+        """Remove the entry for `parts`, if there is one."""
+        if not self._is_open_to_others():
+            self._remove(self._path(kind, parts))
 
     def has(self, kind: str, parts: Mapping[str, object]) -> bool:
         """Whether there is an entry for `parts`, damaged or not."""
@@ -260,6 +270,10 @@ class MemoryCache(Cache):
     ) -> None:
         """Keep the entry for `parts`."""
         self._contents[self._path(kind, parts).name] = content
+
+    def discard(self, kind: str, parts: Mapping[str, object]) -> None:
+        """Forget the entry for `parts`, if there is one."""
+        self._contents.pop(self._path(kind, parts).name, None)
 
     def has(self, kind: str, parts: Mapping[str, object]) -> bool:
         """Whether there is an entry for `parts`."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sapcli.errors import DeviceError, UsageError
+from sapcli.machine.parallel import membership
 from sapcli.settings import Precision
 
 # In smaller networks the conversions take more time than the products save.
@@ -25,6 +26,11 @@ def resolve_device(name: str) -> torch.device:
         UsageError: There is no device of that name.
         DeviceError: This machine does not have it.
     """
+    if membership.world_size() > 1 and name in ("auto", "cuda"):
+        # Each process of a machine has a GPU of its own.
+        if name == "cuda" or torch.cuda.is_available():
+            return resolve_device(f"cuda:{membership.local_rank()}")
+        return torch.device("cpu")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

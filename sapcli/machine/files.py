@@ -19,7 +19,7 @@ from sapcli.errors import SapError
 from sapcli.machine.results import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _SECONDS_FOR_A_WRITER = 2.0
 # A temporary file that has not grown for so long belongs to a process that was killed.
@@ -28,6 +28,8 @@ _STALE_SECONDS = 3600.0
 _TEMPORARY = re.compile(r"\.sap-[0-9a-f]{16}\.tmp")
 
 _unfinished: set[Path] = set()
+_places: set[Path] = set()
+_told_of_places: list[Callable[[], None]] = []
 
 _WRITE_HINTS = {
     errno.ENOSPC: "Free some space on the disk, or write to another one.",
@@ -45,6 +47,33 @@ _WRITE_HINTS = {
 def remove_at_end(path: Path) -> None:
     """Have `remove_unfinished` remove a temporary file or folder; to be called before it is made."""
     _unfinished.add(path)
+    if path.parent not in _places:
+        _places.add(path.parent)
+        for tell in _told_of_places:
+            tell()
+
+
+def tell_of_places(tell: Callable[[], None]) -> None:
+    """Have something done when temporary files are about to be made in a folder that had none of this process yet."""
+    _told_of_places.append(tell)
+
+
+def unfinished() -> tuple[list[str], list[str]]:
+    """What `remove_unfinished` would remove, and all folders where this process has made temporary files."""
+    return [os.fspath(path) for path in list(_unfinished)], [os.fspath(place) for place in list(_places)]
+
+
+def remove_unfinished_of(pid: int, unfinished: Sequence[str], places: Sequence[str]) -> None:
+    """Remove what a process of this machine left behind that was killed: what its `unfinished` said, and since."""
+    for name in unfinished:
+        with contextlib.suppress(OSError):
+            Path(name).unlink(missing_ok=True)
+        shutil.rmtree(name, ignore_errors=True)
+    for place in places:
+        for path in Path(place).glob(f".sap-{pid:08x}*.tmp"):
+            with contextlib.suppress(OSError):
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink()
 
 
 def remove_unfinished() -> None:
@@ -161,7 +190,7 @@ class _PendingFile:
             return
         self._target = Path(os.path.realpath(path))
         # The name is short, so that a target whose own name is as long as allowed can be written.
-        temporary = self._target.with_name(f".sap-{secrets.token_hex(8)}.tmp")
+        temporary = self._target.with_name(f".sap-{os.getpid():08x}{secrets.token_hex(4)}.tmp")
         remove_at_end(temporary)
         # What was readable for its owner alone is so from the first byte on.
         mode = _mode(self._target)

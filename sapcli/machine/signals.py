@@ -19,6 +19,7 @@ from sapcli.errors import ExitStatus
 from sapcli.machine.files import remove_unfinished
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 _SECONDS_TO_UNWIND = 0.8
@@ -31,6 +32,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 _received: list[signal.Signals] = []
+_before_ending: list[Callable[[], None]] = []
 
 
 class Terminated(BaseException):
@@ -40,6 +42,11 @@ class Terminated(BaseException):
 def status_of_signal() -> ExitStatus | None:
     """The status to end with after a signal, whatever became of its exception; `None` if there was none."""
     return _STATUS[_received[0]] if _received else None
+
+
+def before_ending(tell: Callable[[], None]) -> None:
+    """Have something done as soon as a signal has come, within a part of a second; it may be called several times."""
+    _before_ending.append(tell)
 
 
 def end_on_signals() -> None:
@@ -77,12 +84,20 @@ def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 def _end_in_time(reading: int) -> None:
     """Wait for the first signal and end the process when it is still there a second later."""
     (number,) = os.read(reading, 1)
+    _do_before_ending()
     time.sleep(_SECONDS_TO_UNWIND)
     end_interrupted(_STATUS[signal.Signals(number)])
 
 
+def _do_before_ending() -> None:
+    for tell in _before_ending:
+        with contextlib.suppress(Exception):
+            tell()
+
+
 def end_interrupted(status: int) -> NoReturn:
     """End the process in the middle of whatever it does."""
+    _do_before_ending()
     if sys.stderr.isatty():
         # A bar that was being drawn has hidden it.
         with contextlib.suppress(OSError):

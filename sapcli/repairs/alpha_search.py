@@ -24,6 +24,9 @@ _CLEARLY = 2.5
 _USUAL_ALPHA = 2500.0
 # How far from the best, in steps, trials tell where the peak is.
 _NEAR_STEPS = 2.1
+# Finer than this the peak is not known: one image more or less, as another order of the same sums makes it, would move
+# it, while a tenth of a decade costs nothing that could be measured.
+_PEAKS_A_DECADE = 10
 # How much of the trusted samples that the model had right has to stay right.
 KNEE = 0.98
 # For `gpm`, alpha is a fraction of the energy.
@@ -246,7 +249,7 @@ def usual_trials(evidence: Evidence, energies: bool = False, samples: int = 0) -
 def _peak(trials: Mapping[float, float], best: float, reach: float) -> float | None:
     """Where the parabola over log alpha, fitted to the trials within `reach` decades of the best, is highest.
 
-    `None` where there are fewer than four of them, or it has no peak among them.
+    To a tenth of a decade. `None` where there are fewer than four of them, or it has no peak among them.
     """
     middle = math.log10(best)
     near = {math.log10(alpha) - middle: score for alpha, score in trials.items()}
@@ -257,7 +260,9 @@ def _peak(trials: Mapping[float, float], best: float, reach: float) -> float | N
     if curvature >= 0:
         return None
     distance = float(-slope / (2 * curvature))
-    return _power(middle + distance) if min(near) < distance < max(near) else None
+    if not min(near) < distance < max(near):
+        return None
+    return _power(round((middle + distance) * _PEAKS_A_DECADE) / _PEAKS_A_DECADE)
 
 
 def _power(exponent: float) -> float:

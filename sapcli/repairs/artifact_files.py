@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -88,3 +91,15 @@ def write_trusted(trusted: TrustedSet, path: Path) -> None:
     """A trusted set, in the form in which users have it."""
     with atomic_write(path) as handle:
         handle.write(trusted.to_json_lines().encode("utf-8", "surrogateescape"))
+
+
+@functools.cache
+def library_versions(library: str) -> dict[str, str]:
+    """The versions of what decodes images, builds networks (a `library` of its own among them) and computes."""
+    found = {"torch": str(torch.__version__)}
+    own = ("transformers",) if library == "transformers" else ()
+    for package in ("timm", "torchvision", "pillow", "numpy", *own):
+        # What was put on the path by hand has no version that is known.
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 
 from sapcli.activations.bases import Origin
 from sapcli.errors import CheckpointError
 from sapcli.machine.progress import Progress
+from sapcli.networks.architecture import Architecture
+
+
+def origin_of(architecture: Architecture, data: str) -> Origin:
+    """What bases are made with here.
+
+    Args:
+        architecture: The network.
+        data: The fingerprint of the training data.
+    """
+    settings = json.loads(json.dumps(architecture.preprocessing.to_settings()))
+    return Origin(settings, architecture.code_digest, data)
 
 
 def check_origin(origin: Origin | None, here: Origin, source: str, network: str, progress: Progress) -> None:

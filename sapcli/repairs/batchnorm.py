@@ -22,8 +22,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701 - the one name for all of them
 
 from sapcli.activations.scoring import Classifier
+from sapcli.activations.shared.shares import SharedStage
 from sapcli.datasets.images import Images
 from sapcli.datasets.smaller_batches import smaller_batch
+from sapcli.machine.out_of_memory import is_out_of_memory
+from sapcli.machine.parallel.packing import whole_batches
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress
 
 BATCHNORM_IMAGES = 2000
@@ -72,6 +76,7 @@ def reestimate(
     stage: str,
     batch_size: int = BATCHNORM_BATCH,
     skip: Collection[str] = (),
+    ranks: Ranks | None = None,
 ) -> Reestimation:
     """Replace every BatchNorm layer's running mean and variance by those of the images at `indices`.
 
@@ -85,17 +90,19 @@ def reestimate(
         stage: The stage's name.
         batch_size: Images at a time. Where memory does not suffice, all begins again with half of it.
         skip: The names of layers whose statistics stay as they are.
+        ranks: The processes that share the batches.
     """
+    ranks = ranks or Ranks()
     layers = {name: layer for name, layer in batchnorm_layers(classifier.module).items() if name not in skip}
     while layers:
         as_built = classifier.as_built
         try:
-            counted = _average(classifier, layers.values(), images, indices, progress, stage, batch_size)
+            counted = _average(classifier, layers.values(), images, indices, progress, stage, batch_size, ranks)
         except (MemoryError, RuntimeError) as error:
             batch_size = smaller_batch(batch_size, error, progress)
             continue
         # A batch that ran again, as the network was built, has been counted twice by the layers that it had reached.
-        if classifier.as_built == as_built:
+        if not any(ranks.together(lambda built=as_built: classifier.as_built != built)):  # type: ignore[misc]
             return Reestimation(batch_size, tuple(name for name, layer in layers.items() if layer not in counted))
     return Reestimation(batch_size)
 
@@ -108,8 +115,77 @@ def _average(
     progress: Progress,
     stage: str,
     batch_size: int,
+    ranks: Ranks,
 ) -> Mapping[_BatchNorm, int]:
-    """Average the statistics of all uses, and return how many images each layer that was used has counted."""
+    """Average the statistics of all uses, and return how many images each layer that was used has counted.
+
+    Processes have every so many batches of those that a single one would make: a batch is normalised by itself.
+    """
+    if ranks.world == 1:
+        return _average_of_own(classifier, layers, images, indices, progress, stage, batch_size)
+    own = [indices[position] for position in whole_batches(len(indices), batch_size, ranks.rank, ranks.world)]
+
+    layers = list(layers)
+    counts: dict[_BatchNorm, int] = {}
+
+    def mine() -> bool:
+        try:
+            counts.update(_average_of_own(classifier, layers, images, own, shared, stage, batch_size))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    with progress.stage(stage, len(indices)) as advance:
+        shared = SharedStage(progress, ranks.world, advance, len(indices))
+        fitted = all(ranks.together(mine))
+        advance(shared.left)
+    if not fitted:
+        # All take smaller batches, since what a batch gives depends on its size.
+        raise MemoryError
+    return _summed(layers, counts, ranks)
+
+
+def _summed(layers: Sequence[_BatchNorm], counts: Mapping[_BatchNorm, int], ranks: Ranks) -> Mapping[_BatchNorm, int]:
+    """Put the average of all processes' statistics into the layers, each by the images that it has counted."""
+    total: dict[_BatchNorm, int] = {}
+    # One tensor for all layers: each is a few numbers a channel.
+    parts = []
+    for layer in layers:
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        count = counts.get(layer, 0)
+        both = torch.cat([layer.running_mean, layer.running_var]).cpu().double()
+        # The statistics of a layer that nothing went through here may be anything, NaN too.
+        parts += [both.new_tensor([count]), both * count if count else torch.zeros_like(both)]
+    sums = torch.cat(parts)
+    ranks.sum(sums, "BatchNorm")
+    begin = 0
+    for layer in layers:
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        channels = len(layer.running_mean)
+        count = int(sums[begin])
+        if count:
+            mean, variance = torch.split(sums[begin + 1 : begin + 1 + 2 * channels] / count, channels)
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+            total[layer] = count
+        begin += 1 + 2 * channels
+    return total
+
+
+def _average_of_own(
+    classifier: Classifier,
+    layers: Iterable[_BatchNorm],
+    images: Images,
+    indices: Sequence[int],
+    progress: Progress,
+    stage: str,
+    batch_size: int,
+) -> Mapping[_BatchNorm, int]:
+    """As `_average`, of the images that this process runs."""
     counts: dict[_BatchNorm, int] = {}
     with progress.stage(stage, len(indices)) as advance, ExitStack() as stack, torch.no_grad():
         uses = [stack.enter_context(_counted(layer, counts)) for layer in layers]

@@ -56,6 +56,8 @@ def repair_metadata(
         "sap.batchnorm_images": str(repair.batchnorm_images),
         "sap.validation_images": str(repair.validation),
     }
+    if session.candidates is not None:
+        described["sap.candidates"] = f"{session.candidates} of {len(session.training.paths)}"
     if repair.gain is not None:
         gain = repair.gain
         described["sap.gain"] = json.dumps({"points": gain.points, "interval": [gain.low, gain.high]})

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from sapcli.activations.plain_comparison import choose_way
-from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes, score
+from sapcli.activations.scoring import ONE_LOGIT, Classifier, Outcomes
+from sapcli.activations.shared.shares import score_in_shares
 from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.checkpoints.pytorch_file import FOLDER_ORDER_KEY
 from sapcli.datasets.classes import overridden_names
@@ -23,6 +24,7 @@ from sapcli.datasets.live.samples import SampleSource, open_live
 from sapcli.errors import ArchitectureError, DatasetError
 from sapcli.machine import device
 from sapcli.machine.cache import Cache
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress
 from sapcli.networks.architecture import Architecture, LoadedModel, load_model, resolve_architecture
 from sapcli.networks.description import describes_itself
@@ -64,6 +66,7 @@ class ModelAndData:
         progress: Told how far the stages are.
         cache: Where artifacts are kept between runs.
         model: What the user says of the architecture and the preprocessing.
+        ranks: The processes that share the work.
         like: The architecture of a checkpoint that this one is compared with, for one that does not name a fitting one.
         live: A network that was handed over, of which the checkpoint holds the tensors.
         samples: Datasets that were handed over, instead of the data folder.
@@ -78,6 +81,7 @@ class ModelAndData:
     like: Architecture | None = None
     live: LiveModule | None = None
     samples: LiveSamples | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     _folder_order: tuple[str, ...] | None = field(default=None, init=False, repr=False)
 
     @cached_property
@@ -230,7 +234,7 @@ class ModelAndData:
 
     @cached_property
     def _digests(self) -> FileDigests:
-        return FileDigests(self.cache, self.progress)
+        return FileDigests(self.cache.own, self.progress, self.ranks)
 
     def _open(self, folder: Path, role: Role, split: str | None) -> Dataset:
         dataset = self._opened(folder, role, split, self.label_names)
@@ -239,10 +243,8 @@ class ModelAndData:
             if self._folder_order not in (None, dataset.classes):
                 dataset = self._opened(folder, role, split, self._folder_order)
         names, class_map = self.architecture.label_names, self.source.class_map
-        if names is not None and class_map is not None:
-            overridden = overridden_names(self.architecture.num_classes, names, class_map)
-            if overridden is not None:
-                self.progress.warn(overridden)
+        if names and class_map and (overridden := overridden_names(self.architecture.num_classes, names, class_map)):
+            self.progress.warn(overridden)
         self._said(dataset)
         return dataset
 
@@ -333,13 +335,15 @@ class ModelAndData:
             batch_size=self.batch_size,
             workers=self.settings.workers,
             strict=self.settings.strict_images,
+            shared=self.ranks.world > 1,
         )
 
     def score(
         self, images: Images, stage: str, indices: Sequence[int] | None = None, *, exact: bool = True
     ) -> Outcomes:
         """Run the classifier over images; see `scoring.score`."""
-        return score(self.classifier, images, self.progress, stage, indices, exact=exact)
+        every = range(len(images.dataset.paths)) if indices is None else indices
+        return score_in_shares(self.ranks, self.classifier, images, self.progress, stage, every, exact=exact)
 
 
 def about_other_entries(checkpoint: Checkpoint, loaded: LoadedModel) -> list[str]:

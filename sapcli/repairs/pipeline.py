@@ -199,6 +199,7 @@ def _correction(
             session.progress,
             "re-estimating BatchNorm",
             last.batch_size,
+            ranks=session.ranks,
         )
         if last.kept and last.kept != named:
             shown = ", ".join(last.kept[:_NAMED_AT_MOST]) + (", ..." if len(last.kept) > _NAMED_AT_MOST else "")

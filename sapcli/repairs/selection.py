@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from sapcli.activations.scoring import Classifier, cross_entropies
+from sapcli.activations.shared.shares import merge_remarks
 from sapcli.datasets.dataset import Dataset
-from sapcli.datasets.images import Batch, Images
+from sapcli.datasets.images import Batch, Images, Remarks
 from sapcli.datasets.labels.marked_samples import MarkedSamples
 from sapcli.datasets.smaller_batches import in_portions
 from sapcli.errors import DatasetError
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress
 
 # The finite difference of the published procedure: its step, and the number of random directions.
@@ -223,7 +225,27 @@ def curvatures(
             found.append(batch.indices)
             values += in_portions(curvature, batch, images, progress)
             advance(len(batch.indices))
+    if not found:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     return torch.cat(found), torch.cat(values)
+
+
+def shared_curvatures(
+    ranks: Ranks, classifier: Classifier, images: Images, progress: Progress, seed: int, indices: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """As `curvatures`, of images that several processes share."""
+    if ranks.world == 1:
+        return curvatures(classifier, images, progress, seed, indices)
+    share = ranks.share(indices)
+
+    def mine() -> tuple[tuple[Tensor, Tensor], Remarks]:
+        return curvatures(classifier, images, progress, seed, share), images.remarks(share)
+
+    parts = ranks.together(mine)
+    merge_remarks(images, [remarks for _, remarks in parts], len(indices), indices)
+    found, values = (torch.cat(column) for column in zip(*(each for each, _ in parts), strict=True))
+    order = found.argsort()
+    return found[order], values[order]
 
 
 def marked_samples(marked: MarkedSamples, source: str, dataset: Dataset) -> TrustedSet:

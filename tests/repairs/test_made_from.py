@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from support.small_project import Project, make_project, run_here
 
 import sapcli.datasets.file_digests
-from sapcli.repairs import session as session_module
+from sapcli.repairs import artifact_files
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,9 @@ def test_other_versions_of_what_computes_make_everything_anew(
     project: Project, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     selected(project, project.data, tmp_path / "cache")
-    versions = session_module._versions()
+    versions = artifact_files.library_versions("timm")
     assert package in versions
-    monkeypatch.setattr(session_module, "_versions", lambda: {**versions, package: "0.0"})
+    monkeypatch.setattr(artifact_files, "library_versions", lambda _library: {**versions, package: "0.0"})
     _, said = selected(project, project.data, tmp_path / "cache")
     assert "from the cache" not in said
 

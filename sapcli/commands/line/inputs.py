@@ -11,7 +11,7 @@ from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sapcli.commands.line import console
 from sapcli.commands.line.options import DataOptions, ModelOptions, RunOptions, SelectionOptions
 from sapcli.commands.line.output_check import Reads
-from sapcli.commands.line.outputs import STDIO, check_writable
+from sapcli.commands.line.outputs import STDIO, check_writable, one_stdin
 from sapcli.commands.line.settings_file import UsedSettings
 from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.decoding import Scaling, header_size, longest_side
@@ -20,6 +20,10 @@ from sapcli.datasets.labels.marked_samples import MarkedSamples, read_marked, re
 from sapcli.errors import DatasetError, UsageError
 from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
+from sapcli.machine.parallel.joining import join
+from sapcli.machine.parallel.membership import is_first
+from sapcli.machine.parallel.ranks import Ranks
+from sapcli.machine.parallel.shared_cache import SharedCache
 from sapcli.machine.reading import read_input
 from sapcli.machine.results import descriptor_of
 from sapcli.repairs.selection import TrustedSet, marked_samples, parse_trusted
@@ -52,8 +56,9 @@ class Inputs:
     def terminal(self) -> console.Terminal:
         """Where the run tells what it does: people on stderr, and programs on the descriptor that they asked for."""
         descriptor = self.run.progress_json
-        events = None if descriptor is None else Events(descriptor_of(descriptor))
-        terminal = console.Terminal(self.run.quiet, events)
+        first = is_first()
+        events = None if descriptor is None or not first else Events(descriptor_of(descriptor))
+        terminal = console.Terminal(self.run.quiet or not first, events)
         note_settings(terminal, self.run.settings)
         return terminal
 
@@ -80,18 +85,29 @@ class Inputs:
         """What the command may write beside its result, by the options that name it."""
         return [("--suggest-class-map", self.images.suggest_class_map)]
 
-    def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
-        """The session that the inputs ask for; opens the checkpoint."""
+    def session(self, terminal: console.Terminal, validation: Path | None = None, *, shared: bool = True) -> Session:
+        """The session that the inputs ask for; opens the checkpoint.
+
+        Args:
+            terminal: Told how far the stages are.
+            validation: The validation images, where they are named.
+            shared: Whether the processes of a run share its stages; else this one does all that it is asked for.
+        """
         if self.images.suggest_class_map is not None:
             check_writable(self.images.suggest_class_map, False, "--suggest-class-map")
+        one_stdin(CHECKPOINT=self.checkpoint)
         settings = self.run.to_settings(self.images.strict_images, self.all_rows)
+        ranks = join(settings.device) if shared else Ranks()
+        alone = ranks.world == 1
+        folder = self.run.cache_dir
         return Session(
             open_checkpoint(self.checkpoint, weights=self.model.weights, keep_extra=self.keep_extra),
             self.images.to_source(self.data, validation),
             settings,
             terminal,
-            Cache(self.run.cache_dir, terminal),
+            Cache(folder, terminal) if alone else SharedCache(folder, terminal, ranks),
             self.model.to_source(),
+            ranks=ranks,
         )
 
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from sapcli.commands.line import completion
-from sapcli.commands.line.parsing import finite, parse_input_size, parse_numbers
+from sapcli.commands.line.parsing import finite, parse_candidates, parse_input_size, parse_numbers
 from sapcli.commands.line.settings_file import NO_SETTINGS, UsedSettings
+from sapcli.machine.parallel.membership import local_world_size
 from sapcli.settings import (
     DataSource,
     Exif,
@@ -225,10 +226,20 @@ class SelectionOptions:
     strategy: Annotated[
         Strategy, option("--strategy", panel=DATA, help="What makes a label believable; random is a control.")
     ] = Strategy.LOSS
+    candidates: Annotated[
+        str,
+        option(
+            "--candidates",
+            panel=DATA,
+            metavar="auto|all|N",
+            help="Among how many training images, drawn at random, trusted samples are looked for. auto: 20 a trusted"
+            " sample, at least 50 a class; what is smaller is scored whole.",
+        ),
+    ] = "auto"
 
     def to_settings(self) -> SelectionSettings:
         """The options that say which samples."""
-        return SelectionSettings(self.count, self.strategy)
+        return SelectionSettings(self.count, self.strategy, parse_candidates(self.candidates))
 
 
 FormatOfResult = Annotated[
@@ -334,6 +345,6 @@ class RunOptions:
 
 
 def _cores() -> int:
-    """The number of cores that this process may use, at most 16."""
+    """The number of cores that this process may use, at most 16; processes of one run share a machine's."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 16)
+    return min(max(available // local_world_size(), 1), 16)

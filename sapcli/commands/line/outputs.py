@@ -17,6 +17,7 @@ from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.project_options import WritingOptions
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.machine.files import atomic_write, write_error
+from sapcli.machine.parallel.membership import world_size
 from sapcli.machine.reading import check_text
 from sapcli.machine.results import place_of, results
 from sapcli.repairs.session import Session
@@ -33,6 +34,10 @@ _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 def one_stdin(**sources: str | None) -> None:
     """Make sure that at most one input comes from stdin."""
     from_stdin = [name if name.isupper() else f"--{name}" for name, source in sources.items() if source == STDIO]
+    if from_stdin and world_size() > 1:
+        raise UsageError(
+            f"{from_stdin[0]} cannot be read from stdin by {world_size()} processes", "give a file that all of them see"
+        )
     if len(from_stdin) > 1:
         raise UsageError(f"{' and '.join(from_stdin)} cannot both be read from stdin", "give a file for one of them")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 from collections.abc import Sequence
 
 import typer
@@ -13,6 +14,7 @@ from sapcli.settings import Importance
 
 # Beyond this, a picture's side is a mistake, and the tensors that it asks for would fill any memory.
 _LARGEST_SIDE = 1 << 16
+_MOST_DIGITS = 18
 
 
 def finite(value: float | None) -> float | None:
@@ -81,6 +83,21 @@ def parse_alpha(text: str, importance: Importance) -> float | None:
             f"0.99 is usual with --importance {importance}" if fraction else "values from 1000 to 10000 are usual",
         )
     return alpha
+
+
+def parse_candidates(text: str) -> int | None:
+    """The value of `--candidates`, `None` for `auto`; `all` is more than there can be.
+
+    Raises:
+        UsageError: It is neither of these nor a whole number above 0.
+    """
+    if text in ("auto", "all"):
+        return None if text == "auto" else sys.maxsize
+    if not (text.isascii() and text.isdigit() and int(text[:_MOST_DIGITS]) > 0 and len(text) < _MOST_DIGITS):
+        raise UsageError(
+            f"--candidates {text}: expected auto, all or a number above 0", "20 a trusted sample are usual"
+        )
+    return int(text)
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""Work on images that several processes share, and that is kept in parts while it comes."""

@@ -1,0 +1,1 @@
+"""What a network makes of images, found again between runs."""
