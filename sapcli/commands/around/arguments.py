@@ -100,8 +100,8 @@ def _noise(
 
     Example: sap noise data/ --kind symmetric --rate 0.25 -o noisy.csv --truth truth.csv
     """
-    from sapcli.commands.noise import NoiseRequest
-    from sapcli.commands.noise import noise as command
+    from sapcli.commands.around.noise import NoiseRequest
+    from sapcli.commands.around.noise import noise as command
 
     chosen = tuple(pair or ()), tuple(group or ())
     request = NoiseRequest(kind, rate, *chosen, seed, truth, labels, split, output_format)
@@ -121,7 +121,7 @@ def _config(
 
     Example: sap config project
     """
-    from sapcli.commands.config import config as show
+    from sapcli.commands.around.config import config as show
 
     show(context, command, output_format)
 
@@ -133,7 +133,7 @@ def _env(context: typer.Context, output_format: FormatOfResult = ResultFormat.TE
 
     Example: sap env
     """
-    from sapcli.commands.env import env as show
+    from sapcli.commands.around.env import env as show
 
     show(context, output_format)
 
@@ -156,13 +156,13 @@ _CacheFolder = Annotated[
 
 def _info(cache_dir: _CacheFolder = None, output_format: FormatOfResult = ResultFormat.TEXT) -> None:
     """Show where artifacts are kept, how many, and their size."""
-    from sapcli.commands.cache import info as command
+    from sapcli.commands.around.cache import info as command
 
     command(cache_dir, output_format)
 
 
 def _clear(cache_dir: _CacheFolder = None, output_format: FormatOfResult = ResultFormat.TEXT) -> None:
     """Remove all artifacts; the next run makes them again."""
-    from sapcli.commands.cache import clear as command
+    from sapcli.commands.around.cache import clear as command
 
     command(cache_dir, output_format)
