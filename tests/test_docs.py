@@ -31,7 +31,7 @@ def test_every_option_of_every_command_is_named() -> None:
     named = {command.name: command for command in commands(app)}
     assert {"sap project", "sap eval", "sap cache info"} <= named.keys()
     usages = {option.usage for option in named["sap project"].options}
-    assert {"-o, --output FILE|-", "--alpha auto|VALUE", "--format text|json", "-q, --quiet"} <= usages
+    assert {"-o, --output FILE|-", "--alpha auto|VALUE", "--format text|json|pth", "-q, --quiet"} <= usages
     assert named["sap project"].usage == "sap project CHECKPOINT... DATA [OPTIONS]"
     assert named["sap config"].usage == "sap config [COMMAND] [OPTIONS]"
     for command in named.values():

@@ -16,7 +16,6 @@ from typing import IO, TYPE_CHECKING
 import torch
 
 from sapcli.checkpoints.entry_names import TRAINING_STATE, without_inner_wrappers
-from sapcli.checkpoints.json_text import MAX_HEADER, read_json_file, shown
 from sapcli.checkpoints.locating import (
     PICKLED_INDEX_SUFFIX,
     checkpoint_in,
@@ -29,6 +28,7 @@ from sapcli.checkpoints.pytorch_file import is_pickled, read_pickled
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT, Entry, SafetensorsFile, save_tensors
 from sapcli.errors import CheckpointError
 from sapcli.machine.files import spool, spool_pipe, temporary_copy
+from sapcli.machine.json_text import MAX_HEADER, read_json_file, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

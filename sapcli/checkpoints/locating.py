@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sapcli.checkpoints.json_text import read_json_file, shown
 from sapcli.checkpoints.other_formats import in_folder
 from sapcli.errors import CheckpointError
+from sapcli.machine.json_text import read_json_file, shown
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLED_INDEX_SUFFIX = ".bin.index.json"

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from sapcli.checkpoints.class_names import saved_class_names, sorts_folders_as_timm
 from sapcli.checkpoints.harmless_types import Substitutes, harmless_types_allowed
-from sapcli.checkpoints.json_text import MAX_HEADER, shown
 from sapcli.checkpoints.other_formats import by_archive, by_objects
 from sapcli.checkpoints.pickle_limits import MAX_PICKLE, PickleLimits
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT
 from sapcli.checkpoints.training_file import LIGHTNING, TrainingFile, choose_state_dict, plain_values
 from sapcli.checkpoints.zip_records import read_records
 from sapcli.errors import CheckpointError
+from sapcli.machine.json_text import MAX_HEADER, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

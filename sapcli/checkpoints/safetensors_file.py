@@ -17,8 +17,8 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 import torch
 
-from sapcli.checkpoints.json_text import COPY_HINT, MAX_HEADER, parse_json_object, shown
 from sapcli.errors import CheckpointError
+from sapcli.machine.json_text import COPY_HINT, MAX_HEADER, parse_json_object, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -13,11 +13,11 @@ from typing import IO, TYPE_CHECKING, BinaryIO, cast
 import torch
 
 from sapcli.checkpoints.checkpoint import Form, update_digest
-from sapcli.checkpoints.json_text import shown
 from sapcli.checkpoints.locating import CACHED_REPOSITORY, INDEX_SUFFIX, PICKLED_INDEX_SUFFIX
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, tensor_bytes, write_tensors
 from sapcli.errors import CheckpointError, NumericsError, UsageError
 from sapcli.machine.files import atomic_write, pending_files, write_error
+from sapcli.machine.json_text import shown
 from sapcli.machine.text import encodable
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sapcli.checkpoints.entry_names import TRAINING_STATE, WRAPPER_KEYS, is_beside_network
-from sapcli.checkpoints.json_text import shown
 from sapcli.errors import CheckpointError, UsageError
+from sapcli.machine.json_text import shown
 
 AVERAGE = "ema"
 """The name by which a file's average of the weights is asked for, whatever its key is."""

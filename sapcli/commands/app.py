@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sapcli import __version__
-from sapcli.commands.around import add_commands
+from sapcli.commands.around.arguments import add_commands
 from sapcli.commands.line.grouping import grouped
 from sapcli.commands.line.options import (
     DATA,

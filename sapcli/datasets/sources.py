@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sapcli.datasets.archives import archive_suffixes, is_archive, unpacked_archive
+from sapcli.datasets.containers.archives import archive_suffixes, is_archive, unpacked_archive
 from sapcli.datasets.containers.finding import find_containers, is_pattern, shards_of_pattern
 from sapcli.datasets.containers.found import Found
 from sapcli.datasets.folders import ImageFile, Split

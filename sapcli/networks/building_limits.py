@@ -17,8 +17,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: PLC2701
 
-from sapcli.checkpoints.json_text import shown
 from sapcli.errors import ArchitectureError
+from sapcli.machine.json_text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

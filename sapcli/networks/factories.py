@@ -27,7 +27,7 @@ from sapcli.machine.text import in_one_line
 from sapcli.networks.building_limits import BuildingLimits, NetworkTooLargeError
 from sapcli.networks.huggingface.classifiers import PREFIX, as_named_in_network, build_classifier
 from sapcli.networks.light_imports import without_compiler
-from sapcli.networks.own_code import RUN_AGAIN, OwnCode, load_own_code
+from sapcli.networks.own.own_code import RUN_AGAIN, OwnCode, load_own_code
 from sapcli.settings import names_own_code
 
 if TYPE_CHECKING:

@@ -116,7 +116,7 @@ def take_over(
         is_live=True,
     )
     names = {key: key for key in checkpoint.entries}
-    return LiveModule(checkpoint, architecture, LoadedModel(module, names, ()), dtypes)
+    return LiveModule(checkpoint, architecture, LoadedModel(module, names, (), written_names=names), dtypes)
 
 
 def _outputs(module: nn.Module, device: torch.device, preprocessing: Preprocessing) -> int:

@@ -286,6 +286,19 @@ class DemoDocument(Document):
     after: EvaluationDocument
 
 
+class NoiseDocument(Document):
+    """`sap noise`: what was written, and how many labels are wrong."""
+
+    output: str
+    truth: str | None
+    kind: str
+    rate: float
+    seed: int
+    images: int
+    wrong: int
+    taken_for: str
+
+
 class DeviceDocument(Document):
     """A device, and what it does a second."""
 

@@ -55,7 +55,8 @@ class EstimateDocument(Document):
 class PreprocessingDocument(Document):
     """How images become inputs: channels, height and width, and the mean and deviation of pixels in [0, 1].
 
-    Mean and deviation are `null` where nothing says them: no plan depends on them.
+    Mean and deviation are `null` where nothing says them: no plan depends on them. `image_processor` is empty but for
+    networks of transformers, whose own one resizes and crops.
     """
 
     input_size: tuple[int, int, int]
@@ -66,6 +67,7 @@ class PreprocessingDocument(Document):
     crop_mode: str
     source: str
     exif: Literal["ignore", "apply"]
+    image_processor: str = ""
 
 
 class InspectionDocument(Document):

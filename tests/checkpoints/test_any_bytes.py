@@ -17,7 +17,7 @@ from sapcli.activations.bases_file import read_bases, write_bases
 from sapcli.activations.moments import Basis
 from sapcli.activations.rows import WeightView
 from sapcli.checkpoints.checkpoint import open_checkpoint
-from sapcli.datasets.archives import unpacked_archive
+from sapcli.datasets.containers.archives import unpacked_archive
 from sapcli.datasets.contents import from_text, to_text
 from sapcli.datasets.dataset import Role, open_dataset
 from sapcli.errors import SapError

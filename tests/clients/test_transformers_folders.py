@@ -204,8 +204,8 @@ def test_it_is_imported_for_its_own_models_alone(tmp_path: Path, pictures: Pictu
 import sys
 if {hidden}:
     sys.modules["transformers"] = None
-from sapcli.commands.entry import run
-status = run(["eval", {str(source)!r}, {str(pictures.folder)!r}, "--workers", "0", *{options!r}])
+import sapcli.commands.entry
+status = sapcli.commands.entry.run(["eval", {str(source)!r}, {str(pictures.folder)!r}, "--workers", "0", *{options!r}])
 print("imported", [name for name in {libraries!r} if sys.modules.get(name)], "status", status)
 """
     done = subprocess.run(

@@ -21,8 +21,8 @@ import pytest
 from support.data_folders import CLASSES, opened, write_classes
 from support.memory import peak_of
 
-import sapcli.datasets.archives
-from sapcli.datasets.archives import unpacked_archive
+import sapcli.datasets.containers.archives
+from sapcli.datasets.containers.archives import unpacked_archive
 from sapcli.errors import DatasetError
 
 
@@ -82,7 +82,7 @@ def test_the_peak_of_a_huge_header(tmp_path: Path) -> None:
             file.write(bytes(1 << 20))
     code = f"""
 from pathlib import Path
-from sapcli.datasets.archives import unpacked_archive
+from sapcli.datasets.containers.archives import unpacked_archive
 from sapcli.errors import DatasetError
 start()
 try:
@@ -97,7 +97,7 @@ except DatasetError:
 def test_more_than_images_can_unpack_to_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opener: Callable[..., io.BufferedIOBase]
 ) -> None:
-    monkeypatch.setattr(sapcli.datasets.archives, "_UNPACKED_BYTES", 2 << 20)
+    monkeypatch.setattr(sapcli.datasets.containers.archives, "_UNPACKED_BYTES", 2 << 20)
     archive = tmp_path / "data.tar"
     with opener(archive, "wb") as file:
         file.write(file_of_zeros(8))
@@ -107,7 +107,7 @@ def test_more_than_images_can_unpack_to_is_refused(
 
 
 def test_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sapcli.datasets.archives, "_MEMBERS", 10)
+    monkeypatch.setattr(sapcli.datasets.containers.archives, "_MEMBERS", 10)
     archive = tmp_path / "data.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
         for number in range(200):
@@ -198,7 +198,7 @@ def test_an_archive_that_was_replaced_is_unpacked_again(tmp_path: Path) -> None:
 UNPACK = """
 import os, signal, sys
 from pathlib import Path
-from sapcli.datasets.archives import unpacked_archive
+from sapcli.datasets.containers.archives import unpacked_archive
 print(unpacked_archive(Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
@@ -247,7 +247,7 @@ def test_a_folder_without_a_lock_may_be_in_use_for_a_day(
     other = temporary / "sap-data-0123456789abcdef"
     (other / "cat").mkdir(parents=True)
     aged(other, seconds)
-    sapcli.datasets.archives.remove_abandoned()
+    sapcli.datasets.containers.archives.remove_abandoned()
     assert other.exists() == stays
 
 
@@ -259,6 +259,6 @@ def test_only_folders_of_our_own_are_removed(temporary: Path, tmp_path: Path) ->
     (temporary / "sap-other").mkdir()
     for path in (precious, temporary / "sap-other"):
         aged(path, 10**6)
-    sapcli.datasets.archives.remove_abandoned()
+    sapcli.datasets.containers.archives.remove_abandoned()
     assert precious.exists()
     assert sorted(path.name for path in temporary.iterdir()) == ["sap-data-file", "sap-data-link", "sap-other"]

@@ -170,9 +170,9 @@ def test_zip_archives_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         archive.writestr("cat/0.png", bytes(1 << 20))
         for number in range(20):
             archive.writestr(f"cat/{number}.txt", b"")
-    monkeypatch.setattr(f"sapcli.datasets.archives.{bound}", 10)
-    monkeypatch.setattr("sapcli.datasets.archives._TIMES_THE_ARCHIVE", 1)
-    monkeypatch.setattr("sapcli.datasets.archives._BYTES_PER_MEMBER", 1000)
+    monkeypatch.setattr(f"sapcli.datasets.containers.archives.{bound}", 10)
+    monkeypatch.setattr("sapcli.datasets.containers.archives._TIMES_THE_ARCHIVE", 1)
+    monkeypatch.setattr("sapcli.datasets.containers.archives._BYTES_PER_MEMBER", 1000)
     with pytest.raises(DatasetError, match="more than"):
         opened(tmp_path / "data.zip")
 

@@ -26,8 +26,8 @@ def test_the_measurement_of_a_torchvision_network_needs_neither_compiler_nor_tim
     arguments = ("eval", "model.safetensors", "data", "--arch", "torchvision:resnet18", "--crop-pct", "1")
     program = f"""
 import sys
-from sapcli.commands.entry import run
-status = run({[*arguments, "--input-size", str(size), "--quiet"]!r})
+import sapcli.commands.entry
+status = sapcli.commands.entry.run({[*arguments, "--input-size", str(size), "--quiet"]!r})
 loaded = ["torchvision", "torch._dynamo", "timm"]
 print(*(name in sys.modules for name in loaded), status, file=sys.stderr)
 """

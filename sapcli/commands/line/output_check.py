@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sapcli.datasets.archives import is_archive
+from sapcli.datasets.containers.archives import is_archive
 from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import file_and_key, read_labels, read_path_list
 from sapcli.errors import CheckpointError, SapError, UsageError

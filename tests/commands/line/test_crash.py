@@ -58,7 +58,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object) -> None:
         raise RuntimeError("odd")
 
-    monkeypatch.setattr("sapcli.commands.cache.info", fail)
+    monkeypatch.setattr("sapcli.commands.around.cache.info", fail)
 
 
 @pytest.mark.usefixtures("faulty")

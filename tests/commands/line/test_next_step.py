@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command_line import run
 from support.small_project import Project, make_project
 
-from sapcli.commands.entry import run
 from sapcli.commands.line.console import Terminal
 
 OWN = ("--arch", "network.py:tiny")

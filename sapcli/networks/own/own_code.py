@@ -17,7 +17,7 @@ from sapcli.errors import ArchitectureError, SapError
 from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.process_state import Surroundings
 from sapcli.machine.text import in_one_line
-from sapcli.networks.own_sources import OwnSources, digest_of_sources
+from sapcli.networks.own.own_sources import OwnSources, digest_of_sources
 
 RUN_AGAIN = "Correct the code; --debug shows the traceback."
 # The name of the module of a file, as far as digests are concerned: where the file lies does not matter.

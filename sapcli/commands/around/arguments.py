@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sapcli.commands.line.options import FormatOfResult, OutputOptions
-from sapcli.settings import ReportForm, ResultFormat
+from sapcli.commands.line.options import DataArgument, FormatOfResult, OutputOptions
+from sapcli.settings import NoiseKind, ReportForm, ResultFormat
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -16,6 +16,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(name="report")(_report)
     app.command(name="config")(_config)
     app.command(name="env")(_env)
+    app.command(name="noise")(_noise)
     app.command(name="demo")(_demo)
     cache = typer.Typer(no_args_is_help=True, help="See or empty the folder of intermediate artifacts.")
     cache.command(name="info")(_info)
@@ -51,6 +52,62 @@ def _report(
     command(result, form, OutputOptions(output, force), model_card)
 
 
+def _noise(
+    data: DataArgument,
+    kind: Annotated[
+        NoiseKind,
+        typer.Option(
+            "--kind",
+            help="symmetric: any other class; asymmetric: one that looks alike (--pair); hierarchical: another of its"
+            " group (--group).",
+        ),
+    ],
+    rate: Annotated[
+        float, typer.Option("--rate", min=0.0, max=1.0, help="The share of each class's labels that becomes wrong.")
+    ],
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pair",
+            metavar="CLASS=TAKEN_FOR",
+            help="Repeatable; by default CIFAR-10's usual pairs, or the next class.",
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", metavar="CLASS,CLASS,...", help="Classes taken for each other; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed makes other labels wrong.")] = 0,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="A CSV with path,label that has the right labels.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="The split of DATA; by default the training split.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE|-", help="Where the labels go, for --labels.")
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option("--truth", metavar="FILE", help="Where the right labels go, for `sap suspects --truth`."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing outputs.")] = False,
+    output_format: FormatOfResult = ResultFormat.TEXT,
+) -> None:
+    """Make a share of the labels wrong on purpose, for studies of label noise; no image is changed.
+
+    Writes a label file for --labels, with a line for each training image.
+
+    Example: sap noise data/ --kind symmetric --rate 0.25 -o noisy.csv --truth truth.csv
+    """
+    from sapcli.commands.around.noise import NoiseRequest
+    from sapcli.commands.around.noise import noise as command
+
+    chosen = tuple(pair or ()), tuple(group or ())
+    request = NoiseRequest(kind, rate, *chosen, seed, truth, labels, split, output_format)
+    command(data, request, OutputOptions(output, force))
+
+
 def _config(
     context: typer.Context,
     command: Annotated[str, typer.Argument(metavar="COMMAND", help="Whose options to show.")] = "project",
@@ -64,7 +121,7 @@ def _config(
 
     Example: sap config project
     """
-    from sapcli.commands.config import config as show
+    from sapcli.commands.around.config import config as show
 
     show(context, command, output_format)
 
@@ -76,7 +133,7 @@ def _env(context: typer.Context, output_format: FormatOfResult = ResultFormat.TE
 
     Example: sap env
     """
-    from sapcli.commands.env import env as show
+    from sapcli.commands.around.env import env as show
 
     show(context, output_format)
 
@@ -99,13 +156,13 @@ _CacheFolder = Annotated[
 
 def _info(cache_dir: _CacheFolder = None, output_format: FormatOfResult = ResultFormat.TEXT) -> None:
     """Show where artifacts are kept, how many, and their size."""
-    from sapcli.commands.cache import info as command
+    from sapcli.commands.around.cache import info as command
 
     command(cache_dir, output_format)
 
 
 def _clear(cache_dir: _CacheFolder = None, output_format: FormatOfResult = ResultFormat.TEXT) -> None:
     """Remove all artifacts; the next run makes them again."""
-    from sapcli.commands.cache import clear as command
+    from sapcli.commands.around.cache import clear as command
 
     command(cache_dir, output_format)

@@ -1,0 +1,1 @@
+"""The commands around a repair, which open no checkpoint."""

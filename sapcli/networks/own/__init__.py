@@ -1,0 +1,1 @@
+"""The user's own code: its modules, found, executed and kept apart."""
