@@ -23,6 +23,7 @@ _SECONDS_BETWEEN = 0.05
 # So long the others may take to end by themselves once one has failed or was told to end, and then once more.
 _SECONDS_TO_END = 10.0
 _SECONDS_AFTER_DEATH = 3.0
+_SECONDS_ONCE_TOLD = 1.0
 
 
 def launch(devices: int) -> int:
@@ -80,8 +81,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
             raise SapError(*words_of_death(rank, len(processes), how))
         failed = [status for status in statuses if status]
         if failed:
-            _wait_for_others(processes, _SECONDS_TO_END)
-            # The first process has told what is wrong, and its status is the command's.
+            # Where the first process has told what is wrong, the others need not, and its status is the command's.
+            _wait_for_others(processes, _SECONDS_ONCE_TOLD if statuses[0] else _SECONDS_TO_END)
             return processes[0].poll() or failed[0]
         if None not in statuses:
             return 0
