@@ -10,7 +10,7 @@ CLIENTS = $(VENV)/.clients
 TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pictures docs test test-faults test-clients lint format type bench architectures
+.PHONY: help demo pictures docs test test-faults test-clients lint format type bench gpu study architectures
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,12 @@ type: $(INSTALLED) ## Check the types
 
 bench: $(INSTALLED) ## Measure how long the stages of a repair take
 	$(BIN)/python -m benchmarks.speed
+
+gpu: $(INSTALLED) ## Compare the commands on a GPU with the CPU, time them, and repair the paper's setting, in some eight minutes
+	$(BIN)/python -m benchmarks.gpu
+
+study: $(INSTALLED) ## Measure what repairs gain over kinds of noise, networks and methods: hours, in pieces
+	$(BIN)/python -m benchmarks.study
 
 architectures: $(INSTALLED) ## See which weights are projected in every family of timm and torchvision, and write docs/architectures.md
 	$(BIN)/python -m benchmarks.architectures

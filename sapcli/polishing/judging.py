@@ -1,8 +1,7 @@
 """Which model is written: the polished one, the repaired one that it began with, or the one that was given.
 
 With validation images all of them are run over these. The polished model takes the place of the repaired one unless it
-is worse, and the better of both that of the given one where what was measured speaks for a model with something to
-repair: see `is_believable`.
+is worse, and the better of both that of the given one where it is clearly better: see `convincing_gain`.
 
 Without validation images no number tells which is better: the given model has memorised the labels of every image there
 is, wrong ones too, so it reproduces them better than any model that learned less by heart. What can be told is whether
@@ -13,17 +12,12 @@ else. A model that is a few points worse passes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sapcli.activations.scoring import Outcomes
+from sapcli.repairs.evidence.evaluation import convincing_gain, discordant
 
-# The gains of models with nothing to repair and of those that memorised wrong labels, in points: mean and deviation.
-# The first were trained well, and a few epochs more leave them about where they were or a little below; of the second,
-# those that were measured gained from 2 to 20.
-_NOTHING_TO_REPAIR = (-0.5, 0.5)
-_SOMETHING_TO_REPAIR = (8.0, 5.0)
 # Of believable images that it was not shown, a model that was not ruined has more right than this.
 _BELIEVABLE_RIGHT = 0.5
 # A loss of another draw of mixed images differs by less than this part.
@@ -59,40 +53,14 @@ def by_validation(given: Outcomes, repaired: Outcomes | None, polished: Outcomes
         best, candidate = Result.REPAIRED, repaired
     if candidate is None:
         return Judgement(Result.UNCHANGED, "there is nothing but the model as it was")
-    won = int((candidate.correct & ~given.correct).sum())
-    lost = int((given.correct & ~candidate.correct).sum())
-    if not is_believable(won, lost, len(given)):
+    won, lost, images = discordant(given, candidate)
+    if won - lost <= images * max(0.0, convincing_gain(won, lost, images)):
         return Judgement(
             Result.UNCHANGED,
             f"the {best} model has {won} of {len(given):,} validation images right that the one that was given has not,"
             f" and {lost} the other way round: that may be chance",
         )
     return Judgement(best, f"the {best} model is the best on {len(given):,} validation images")
-
-
-def is_believable(won: int, lost: int, count: int) -> bool:
-    """Whether a gain is more likely where there was something to repair than where there was not.
-
-    The difference of two models on the same images has the standard error `s`, `s^2 = (b + c - (b - c)^2 / n) / n^2`.
-    Of two normal distributions of the true gain, widened by that, the one is taken under which the measured one is
-    more likely. On few images half of a standard error or one is enough, on a thousand it takes nearly two, for what
-    was gained by chance alone is small there.
-
-    Args:
-        won: `b`, the images that only the better candidate has right.
-        lost: `c`, those that only the given model has right.
-        count: `n`, all images.
-    """
-    if won <= lost:
-        return False
-    gain = 100 * (won - lost) / count
-    variance = 1e4 * (won + lost - (won - lost) ** 2 / count) / count**2
-
-    def log_likelihood(mean: float, deviation: float) -> float:
-        wide = variance + deviation**2
-        return -((gain - mean) ** 2) / (2 * wide) - math.log(wide) / 2
-
-    return log_likelihood(*_SOMETHING_TO_REPAIR) > log_likelihood(*_NOTHING_TO_REPAIR)
 
 
 def by_signs(

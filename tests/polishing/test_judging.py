@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
 from sapcli.activations.scoring import Outcomes
-from sapcli.polishing.judging import Result, by_signs, by_validation, is_believable
+from sapcli.polishing.judging import Result, by_signs, by_validation
 
 
 def outcomes(right: int, of: int = 1000, first: int = 0) -> Outcomes:
@@ -42,36 +39,10 @@ def test_the_best_on_validation_images(
 
 
 def test_a_gain_that_may_be_chance_changes_nothing() -> None:
-    # 50 images won and 40 lost: the standard error of the difference is 9.5.
-    assert by_validation(outcomes(600), None, outcomes(610, first=40)).result is Result.UNCHANGED
-    # 60 won and 30 lost.
-    assert by_validation(outcomes(600), None, outcomes(630, first=30)).result is Result.POLISHED
-
-
-@pytest.mark.parametrize(("images", "least", "most"), [(60, 0.3, 1.2), (1000, 1.4, 2.2), (20_000, 2.2, 5.0)])
-def test_how_much_is_believed_follows_the_number_of_images(images: int, least: float, most: float) -> None:
-    differing = round(0.12 * images)
-    believed = next(
-        won - (differing - won)
-        for won in range(differing // 2, differing + 1)
-        if is_believable(won, differing - won, images)
-    )
-    assert least <= believed / math.sqrt(differing) <= most
-
-
-def test_how_often_the_judgement_is_wrong_on_a_thousand_images() -> None:
-    """Of models with nothing to repair, and of those that gain; a tenth of the answers are others than before."""
-    generator = np.random.default_rng(0)
-
-    def passes(gain: float) -> float:
-        won, lost = 0.05 + gain / 200, 0.05 - gain / 200
-        draws = generator.multinomial(1000, [won, lost, 1 - won - lost], 4000)
-        return float(np.mean([is_believable(int(row[0]), int(row[1]), 1000) for row in draws]))
-
-    assert passes(-0.5) < 0.02
-    assert passes(0.0) < 0.06
-    assert passes(2.0) > 0.5
-    assert passes(4.0) > 0.95
+    # 43 images won and 40 lost: with a standard error of 9.1, two points may show as half a point.
+    assert by_validation(outcomes(600), None, outcomes(603, first=40)).result is Result.UNCHANGED
+    # 50 won and 40 lost.
+    assert by_validation(outcomes(600), None, outcomes(610, first=40)).result is Result.POLISHED
 
 
 def test_signs_of_harm_without_validation_images() -> None:
