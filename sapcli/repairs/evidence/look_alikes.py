@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sapcli.activations.views import Views
 from sapcli.datasets.dataset import Dataset
 
-# Cosines from which on two images show the same picture, in pixels and in features both: other pictures come near to one
-# of them now and then. Chosen by judgement, not fitted to known duplicates.
+# Cosines from which on two images show the same picture, in pixels and in features both: other pictures come near to
+# one of them now and then. Chosen by judgement, not fitted to known duplicates.
 _SAME_PIXELS, _SAME_FEATURES = 0.985, 0.9
 # Grey values that differ less than this are a blank picture, which is like any other blank one.
 _LEAST_CONTRAST = 4.0
