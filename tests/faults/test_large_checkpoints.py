@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -45,8 +46,12 @@ def peak_of_repair(project: Project, width: int, depth: int) -> tuple[int, int]:
         tensors[f"{name}.weight"] = torch.randn(outputs, inputs) * (2 / inputs) ** 0.5
         tensors[f"{name}.bias"] = torch.zeros(outputs)
     save_file(tensors, project.checkpoint)
+    # What random weights answer is no order of the classes.
+    names = sorted(path.name for path in (project.folder / "data" / "train").iterdir())
+    (project.folder / "classes.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
     command = [sys.executable, "-c", MEASURED, "project", "model.safetensors", "data", "--arch", "network.py:deep"]
     options = ["--arch-arg", f"width={width}", "--arch-arg", f"depth={depth}", "-n", "30", "--alpha", "1000"]
+    options += ["--class-map", "classes.json"]
     rest = ["--workers", "0", "--quiet", "--cache-dir", f"cache-{width}", "-o", f"out-{width}.safetensors"]
     process = run_process([*command, *options, *rest], cwd=project.folder, capture_output=True)
     assert process.returncode == 0, process.stderr

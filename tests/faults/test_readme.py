@@ -124,5 +124,6 @@ def test_the_action_has_the_inputs_that_are_shown() -> None:
 @pytest.mark.usefixtures("first_run")
 def test_progress_is_json_lines(folder: Path) -> None:
     (block,) = (block for block in blocks("sh") if "--progress-json" in block)
+    (folder / "progress.ndjson").unlink(missing_ok=True)  # of the other commands of the page
     assert run_in(folder, block).returncode == 0
     assert all(json.loads(line)["event"] for line in (folder / "progress.ndjson").read_text().splitlines())
