@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import shutil
 import tarfile
 import tempfile
@@ -27,6 +28,8 @@ from support.small_project import Project, run_here
 
 from sapcli.commands.app import app
 from sapcli.machine.files import remove_unfinished
+
+_MORE_MEMORY = 8 << 30
 
 OUTPUTS = ("out.safetensors", "out.json", "out.html", "out.md", "out.csv", "out.txt")
 
@@ -306,6 +309,18 @@ def may_be_written(name: str, arguments: list[str]) -> bool:
     corrected = "--apply" in arguments and name.split("/")[0] in {"corrected", "corrected.csv"}
     shards = any(name.startswith(value.removesuffix(".safetensors")) for value in named)
     return by_itself or corrected or shards or name.split("/")[0] in named
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """No more memory than this: what asks for it gets the error of two lines that a lack of memory is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _MORE_MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @given(arguments=command_lines(), damage=st.lists(changes(), max_size=2), environment=ENVIRONMENTS)
