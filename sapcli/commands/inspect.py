@@ -12,6 +12,7 @@ from sapcli.machine.results import are_shown as results_are_shown
 from sapcli.repairs.alpha_search import Evidence, usual_trials
 from sapcli.repairs.evidence.estimate import Workload
 from sapcli.repairs.evidence.inspection import Inspection, inspect_checkpoint, inspect_classifier, usual_workload
+from sapcli.repairs.evidence.unfamiliar_views import images_compared
 from sapcli.repairs.pipeline import batchnorm_indices
 from sapcli.repairs.session import Session
 from sapcli.reports.inspection_report import render_inspection
@@ -78,4 +79,5 @@ def _workload(
         batch_size=session.batch_size,
         looks=looks,
         all_rows=session.settings.all_rows,
+        compared=images_compared(len(session.training.paths) - trusted) if evidence is Evidence.KNEE else 0,
     )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 
-from sapcli import __version__
 from sapcli.polishing.pipeline import Polish
 from sapcli.repairs.session import Session
-from sapcli.reports.repair_report import loss_histogram, measurement_of, suspicion_of
-from sapcli.reports.schema import EpochLine, Measurement, PolishReport, Provenance, Skipped
+from sapcli.reports.repair_report import loss_histogram, measurement_of, provenance_of, suspicion_of
+from sapcli.reports.schema import EpochLine, Measurement, PolishReport, Skipped
 
 
 def report_polish(session: Session, polish: Polish, facts: Mapping[str, str], command: str) -> PolishReport:
@@ -55,7 +52,7 @@ def report_polish(session: Session, polish: Polish, facts: Mapping[str, str], co
             for images in filter(None, (session.training_images, session.validation_images))
             for index, reason in sorted(images.unreadable.items())
         ),
-        provenance=_provenance(session, command),
+        provenance=provenance_of(session, command),
         weak_points=polish.weak_points,
     )
 
@@ -72,20 +69,3 @@ def _verdict(polish: Polish, measurement: Measurement | None) -> str:
     if measurement.gain.high < 0:
         return f"The {name} model lowered accuracy {places}: do not use it"
     return f"The {name} model made no clear difference: accuracy went {places}"
-
-
-def _provenance(session: Session, command: str) -> Provenance:
-    architecture, validation = session.architecture, session.validation
-    return Provenance(
-        command=command,
-        versions={"sap": __version__, "Python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "timm", "torchvision")},
-        facts={
-            "architecture": f"{architecture.name} ({architecture.source}), {architecture.num_classes} classes",
-            "preprocessing": f"{architecture.preprocessing} ({architecture.preprocessing.source})",
-            "training": f"{len(session.training.paths):,} images of {session.source.folder}",
-            "validation": "none" if validation is None else f"{len(validation.paths):,} images of {validation.root}",
-            "device": str(session.settings.device),
-        },
-        digests={"checkpoint": session.checkpoint.digest, "training data": session.training.fingerprint},
-    )

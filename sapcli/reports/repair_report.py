@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import torch
@@ -109,7 +109,9 @@ def report_repair(
         ),
         losses=loss_histogram(losses_before, losses_after, trusted.indices if of_training and trusted else ()),
         suspicion=None if losses_after is None else suspicion_of(session.training, losses_after),
-        provenance=_provenance(session, bases, settings, command),
+        provenance=provenance_of(
+            session, command, {"importance": settings.importance.value}, {"trusted set": bases.samples}
+        ),
         weak_points=repair.weak_points,
     )
 
@@ -296,9 +298,18 @@ def suspicion_of(training: Dataset, outcomes: Outcomes) -> Suspicion:
     return Suspicion(len(outcomes), len(found), pictures)
 
 
-def _provenance(session: Session, bases: Bases, settings: ProjectionSettings, command: str) -> Provenance:
-    architecture = session.architecture
-    validation = session.validation
+def provenance_of(
+    session: Session, command: str, facts: Mapping[str, str] | None = None, digests: Mapping[str, str] | None = None
+) -> Provenance:
+    """What it takes to do again what a command did.
+
+    Args:
+        session: The checkpoint and the data.
+        command: The command line.
+        facts: What else decided the result, by name.
+        digests: Of what else went in.
+    """
+    architecture, validation = session.architecture, session.validation
     return Provenance(
         command=command,
         versions={"sap": __version__, "Python": platform.python_version()}
@@ -308,12 +319,12 @@ def _provenance(session: Session, bases: Bases, settings: ProjectionSettings, co
             "preprocessing": f"{architecture.preprocessing} ({architecture.preprocessing.source})",
             "training": f"{len(session.training.paths):,} images of {session.source.folder}",
             "validation": "none" if validation is None else f"{len(validation.paths):,} images of {validation.root}",
-            "importance": settings.importance.value,
+            **(facts or {}),
             "device": str(session.settings.device),
         },
         digests={
             "checkpoint": session.checkpoint.digest,
             "training data": session.training.fingerprint,
-            "trusted set": bases.samples,
+            **(digests or {}),
         },
     )

@@ -45,6 +45,7 @@ class Workload:
         batch_size: Images at a time; as many as usual where `None`.
         looks: Values of alpha that a part of the images takes a first look at.
         all_rows: Whether all rows are summed, also where a part of them is enough.
+        compared: Images on which the repaired network is compared with the one as it was, without validation images.
     """
 
     scored: int
@@ -56,12 +57,13 @@ class Workload:
     batch_size: int | None
     looks: int = 0
     all_rows: bool = False
+    compared: int = 0
 
     @property
     def judging(self) -> int:
         """The images that run in order to choose alpha, the unchanged model's too."""
         looked_at = self.looks * (FIRST_LOOK + min(self.batchnorm, FEW_BATCHNORM_IMAGES))
-        return looked_at + (self.trials + 1) * self.judged + self.trials * self.batchnorm
+        return looked_at + (self.trials + 1) * self.judged + self.trials * self.batchnorm + self.compared
 
 
 @dataclass(frozen=True)

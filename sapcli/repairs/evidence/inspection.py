@@ -21,6 +21,7 @@ from sapcli.networks.recognition import Candidate, recognise
 from sapcli.repairs.alpha_search import Evidence, usual_trials
 from sapcli.repairs.batchnorm import BATCHNORM_IMAGES, may_reestimate
 from sapcli.repairs.evidence.estimate import Estimate, Workload, estimate
+from sapcli.repairs.evidence.unfamiliar_views import images_compared
 from sapcli.repairs.layer_plan import LayerPlan, plan_layers
 from sapcli.settings import ModelSource, ProjectionSettings
 
@@ -115,6 +116,7 @@ def usual_workload(batch_size: int | None) -> Workload:
         batchnorm=BATCHNORM_IMAGES,
         batch_size=batch_size,
         looks=looks,
+        compared=images_compared(49_000),
     )
 
 

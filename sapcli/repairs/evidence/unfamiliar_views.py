@@ -34,6 +34,17 @@ _IMAGES, _IMAGES_TO_FIND_VIEW = 5000, 1000
 FEWEST_IMAGES = 500
 
 
+def images_compared(count: int) -> int:
+    """How many images a comparison runs, as it is where the second view is strange enough.
+
+    Args:
+        count: The training images that may be looked at.
+    """
+    if count < FEWEST_IMAGES:
+        return 0
+    return 3 * min(count, _IMAGES_TO_FIND_VIEW) + 2 * min(count, _IMAGES)
+
+
 class View:
     """Images turned, moved and scaled, each in its own way, which depends on its index alone.
 
@@ -55,14 +66,15 @@ class View:
         self._maps = rows.view(count, 2, 3)
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
-        """The view of images, uint8 `[n, C, H, W]`, which have these indices; the same shape and type.
+        """The view of images `[n, C, H, W]`, which have these indices; the same shape and type.
 
-        What comes in at the sides is the picture's own mirror image.
+        They are pixels in uint8, or floats that are the network's inputs as they are. What comes in at the sides is the
+        picture's own mirror image.
         """
         pixels = images.float()
         grid = functional.affine_grid(self._maps[indices], list(pixels.shape), align_corners=False)
         seen = functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
-        return seen.round().clamp(0, 255).to(images.dtype)
+        return seen.to(images.dtype) if images.is_floating_point() else seen.round().clamp(0, 255).to(images.dtype)
 
 
 @dataclass(frozen=True)
