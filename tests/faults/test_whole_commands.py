@@ -305,7 +305,7 @@ def may_be_written(name: str, arguments: list[str]) -> bool:
     named = {value for key, value in itertools.pairwise(arguments) if key in WITH_OUTPUT}
     if arguments[0] == "activations" and name == "bases.safetensors":
         return True
-    by_itself = name.endswith(".sap.safetensors") and arguments[0] == "project" and name not in FILES
+    by_itself = ".sap" in name and arguments[0] == "project" and name not in FILES  # a file, or shards and their index
     corrected = "--apply" in arguments and name.split("/")[0] in {"corrected", "corrected.csv"}
     shards = any(name.startswith(value.removesuffix(".safetensors")) for value in named)
     return by_itself or corrected or shards or name.split("/")[0] in named
