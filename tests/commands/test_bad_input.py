@@ -609,6 +609,7 @@ OPTIONS = [
     option("samples beyond all numbers", "-n", "9" * 30, says="-n"),
     option("a descriptor beyond all numbers", "--progress-json", "9" * 20, says="--progress-json"),
     option("input beyond all numbers", "--input-size", "9" * 25, says="--input-size"),
+    option("input of more values than memory", "--input-size", "60000,60000", says="values"),
     option("mean is infinite", "--mean", "1e999,0,0", says="--mean"),
     option("crop is nan", "--crop-pct", "nan", says="--crop-pct"),
     option("gain is nan", "--require-gain", "nan", says="--require-gain"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import tarfile
@@ -305,7 +306,9 @@ def may_be_written(name: str, arguments: list[str]) -> bool:
     named = {value for key, value in itertools.pairwise(arguments) if key in WITH_OUTPUT}
     if arguments[0] == "activations" and name == "bases.safetensors":
         return True
-    by_itself = ".sap" in name and arguments[0] == "project" and name not in FILES  # a file, or shards and their index
+    # A file, or an index and shards whose names tell their content.
+    usual = ".sap" in name or re.search(r"\.[0-9a-f]{12}\.safetensors$", name) is not None
+    by_itself = usual and arguments[0] == "project" and name not in FILES
     corrected = "--apply" in arguments and name.split("/")[0] in {"corrected", "corrected.csv"}
     shards = any(name.startswith(value.removesuffix(".safetensors")) for value in named)
     return by_itself or corrected or shards or name.split("/")[0] in named

@@ -12,8 +12,9 @@ import typer
 from sapcli.errors import UsageError
 from sapcli.settings import Importance
 
-# Beyond this, a picture's side is a mistake, and the tensors that it asks for would fill any memory.
+# Beyond this, a picture's side is a mistake; so is a picture of so many values, which as numbers is a GiB, a few times over.
 _LARGEST_SIDE = 1 << 16
+_MOST_VALUES = 1 << 28
 _MOST_DIGITS = 18
 
 
@@ -44,6 +45,11 @@ def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
     if sizes is None or min(sizes) < 1 or max(sizes) > _LARGEST_SIDE:
         raise UsageError(f"--input-size {text}: expected C,H,W", "write it like --input-size 3,224,224")
     channels, height, width = sizes
+    if channels * height * width > _MOST_VALUES:
+        raise UsageError(
+            f"--input-size {text}: an image of {channels * height * width:,} values is larger than any network's",
+            f"give the size of the training; no more than {_MOST_VALUES:,} values run",
+        )
     return channels, height, width
 
 
