@@ -12,7 +12,7 @@ import typer
 from sapcli.errors import UsageError
 from sapcli.settings import Importance
 
-# Beyond this, a picture's side is a mistake; so is a picture of so many values, which as numbers is a GiB, a few times over.
+# Beyond this, a picture's side is a mistake; so is a picture of so many values, which as numbers is a GiB or more.
 _LARGEST_SIDE = 1 << 16
 _MOST_VALUES = 1 << 28
 _MOST_DIGITS = 18
