@@ -28,7 +28,7 @@ test-faults: $(INSTALLED) ## Run the tests that take minutes: of killing, interr
 	$(TESTS) --hypothesis-profile thorough tests/faults
 
 test-clients: $(CLIENTS) ## Run the tests on files of other tools: transformers, timm, torchvision, Lightning, accelerate, fastai
-	$(TESTS) tests/clients
+	$(TESTS) tests/clients tests/commands/test_input_forms.py
 
 docs: $(INSTALLED) ## Write docs/commands.md, the man page and the JSON schemas from the commands themselves
 	$(BIN)/python -m scripts.build_docs

@@ -39,6 +39,7 @@ class WorkloadDocument(Document):
     batch_size: int | None
     looks: int
     all_rows: bool
+    compared: int
 
 
 class EstimateDocument(Document):

@@ -166,6 +166,7 @@ def _costs(estimate: Estimate) -> list[tuple[str, str]]:
     parts = [(f"{work.scored:,} images scored", work.scored), (f"{work.trusted:,} trusted", work.trusted)]
     parts += [(f"{work.trials} values of alpha, each on {work.judged:,}", work.trials)]
     parts += [(f"BatchNorm on {work.batchnorm:,}", work.batchnorm)]
+    parts += [(f"{work.compared:,} compared under strange views", work.compared)]
     measured = ", ".join(f"{name} {rate / 1e9:,.1f}" for name, rate in estimate.rates.measured.items())
     return [
         (f"a repair on {estimate.device}", f"about {_duration(estimate.seconds)} beside the decoding of images"),

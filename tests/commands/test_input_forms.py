@@ -128,7 +128,10 @@ def make(code: str) -> None:
     }
     for module in _OPTIONAL:
         if re.search(rf"\b{module}\b", code):
-            names[module] = pytest.importorskip(module)
+            found = pytest.importorskip(module)
+            names[module] = found
+            if found.__file__ is None:  # Only a folder of that name: the tests' own `datasets`.
+                pytest.skip(f"{module} is not installed")
             if module == "scipy":
                 importlib.import_module("scipy.io")
             if module == "pyarrow":
