@@ -276,8 +276,8 @@ def repair(
         data: The noisy training data.
         alpha: How much is kept; searched where `None`.
         importance: How a direction's strength becomes its importance.
-        layers: Patterns of the weights to project; all where empty.
-        skip_layers: Patterns of weights to leave.
+        layers: Patterns of the weights to project, or `early` or `late` for half of the network; all where empty.
+        skip_layers: The same of weights to leave.
         batchnorm: What becomes of BatchNorm statistics.
         trusted_count: How many samples to trust, in all.
         **options: See `SessionOptions`.

@@ -44,6 +44,11 @@ class WeightView:
         """The number of columns `d` of each matrix."""
         return torch.Size(self.size[2:]).numel()
 
+    @property
+    def products(self) -> int:
+        """The multiplications that a row for each matrix takes."""
+        return self.groups * self.outputs * self.row_length
+
     def simplified(self) -> WeightView:
         """The same matrices in the one form that equal windows share, however they were reshaped.
 

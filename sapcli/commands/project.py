@@ -41,6 +41,7 @@ from sapcli.repairs.metadata import repair_metadata
 from sapcli.repairs.pipeline import Repair, run_repair
 from sapcli.repairs.session import Samples, Session
 from sapcli.reports.summaries import append_summary, repair_rows, repair_summary
+from sapcli.reports.what_else import what_else
 from sapcli.settings import PlanFormat, ProjectionSettings, ReportForm, ResultFormat
 
 
@@ -174,6 +175,9 @@ def _project(
         tell_of_images(terminal, images)
     rows = repair_rows(repair)
     _print_closing(terminal, repair, rows, inputs.run.verbose)
+    alternative = what_else(repair, session.fitted)
+    if alternative is not None:
+        terminal.note(alternative)
     recording = _Recording(session, repair, correction, bases, samples, settings)
     gate = request.require_gain
     if gate is not None and not _reaches(repair, gate):
@@ -208,7 +212,10 @@ def _project(
     finally:
         if failure is not None:
             raise failure
-    if shown is not None and not others:
+    if shown is not None and not others and not repair.changed and settings.alpha is None:
+        validation = () if request.selection.validation is None else ("--val", request.selection.validation)
+        tell_next(terminal, "polish", inputs.checkpoint, inputs.data, *validation, options=same_inputs(inputs))
+    elif shown is not None and not others:
         words = (shown, inputs.data, "--baseline", inputs.checkpoint)
         tell_next(terminal, "eval", *words, options=same_inputs(inputs, repaired=True))
 

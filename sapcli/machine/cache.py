@@ -45,7 +45,7 @@ _SHOWN = {
 _KEY_LENGTH = 32
 # What an entry is called; only files of such a name are counted or removed, and only of a kind that is ours.
 _ENTRY = re.compile(rf"([a-z]+)-[0-9a-f]{{{_KEY_LENGTH}}}")
-_KINDS = frozenset({*_SHOWN, "unreadable", "remarks", "probe", "digests", "training", "fingerprint", "parts"})
+_KINDS = frozenset({*_SHOWN, "unreadable", "remarks", "probe", "digests", "training", "fingerprint", "parts", "fitted"})
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

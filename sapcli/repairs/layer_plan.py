@@ -1,12 +1,25 @@
-"""Which weights are projected: those that can be, that the user wants, and why the others are not."""
+"""Which weights are projected: those that can be, that the user wants, and why the others are not.
+
+Beside patterns of names, `early` and `late` mean halves of the network: of its products, in the order of execution. On
+networks trained on small images the late half alone holds nearly all that a repair gains (docs/results.md).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from sapcli.errors import UsageError
+
+
+class Part(StrEnum):
+    """Parts of a network by their place; a weight or module that is called so comes first."""
+
+    ALL = "all"
+    EARLY = "early"
+    LATE = "late"
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ def plan_layers(
     weights: Mapping[str, int],
     skipped: Mapping[str, str],
     num_classes: int,
+    products: Mapping[str, float],
     *,
     layers: Sequence[str] = (),
     skip_layers: Sequence[str] = (),
@@ -37,8 +51,10 @@ def plan_layers(
         weights: The weights that can be, in the order of execution, each with its number of outputs.
         skipped: Those that cannot be, with the reason.
         num_classes: The network's number of outputs, by which its classifier is recognised.
-        layers: Patterns (`layer4`, `*.qkv.weight`); where there are any, only weights that one of them matches.
-        skip_layers: Patterns of weights to leave as they are.
+        products: The multiplications of each weight, of an image or of any number of them.
+        layers: Patterns (`layer4`, `*.qkv.weight`) or parts of the network (`late`); where there are any, only weights
+            that one of them means.
+        skip_layers: The same, of weights to leave as they are.
         keep_classifier: Whether the last layer stays as it is.
 
     Raises:
@@ -49,8 +65,15 @@ def plan_layers(
         raise UsageError("no weight of the network can be projected", "see `sap inspect` for the reasons")
     names = [*weights, *skipped]
     check_patterns(names, layers, skip_layers)
+    late = late_half({name: products[name] for name in weights})
+
+    def means(pattern: str, name: str) -> bool:
+        if not is_part(pattern, names):
+            return matches(name, pattern)
+        return pattern == Part.ALL or (name in late) == (pattern == Part.LATE)
+
     for pattern in layers:
-        matching = [name for name in names if matches(name, pattern)]
+        matching = [name for name in names if means(pattern, name)]
         if not weights.keys() & matching:
             raise UsageError(
                 f"--layers {pattern}: {matching[0]} cannot be projected, it is {skipped[matching[0]]}",
@@ -61,9 +84,9 @@ def plan_layers(
     for name in weights:
         if name in classifier:
             reasons[name] = "--keep-classifier"
-        elif any(matches(name, pattern) for pattern in skip_layers):
+        elif any(means(pattern, name) for pattern in skip_layers):
             reasons[name] = "--skip-layers"
-        elif layers and not any(matches(name, pattern) for pattern in layers):
+        elif layers and not any(means(pattern, name) for pattern in layers):
             reasons[name] = "not in --layers"
     projected = tuple(name for name in weights if name not in reasons)
     if not projected:
@@ -81,10 +104,30 @@ def check_patterns(names: Sequence[str], layers: Sequence[str], skip_layers: Seq
     """
     for option, patterns in (("--layers", layers), ("--skip-layers", skip_layers)):
         for pattern in patterns:
-            if not any(matches(name, pattern) for name in names):
+            if not is_part(pattern, names) and not any(matches(name, pattern) for name in names):
                 raise UsageError(
                     f"{option} {pattern} matches no weight", f"names are like {names[0]}; see `sap inspect`"
                 )
+
+
+def is_part(pattern: str, names: Sequence[str]) -> bool:
+    """Whether a pattern is no weight's and no module's name, but that of a part of the network."""
+    return pattern in [*Part] and not any(matches(name, pattern) for name in names)
+
+
+def late_half(products: Mapping[str, float]) -> frozenset[str]:
+    """The weights that are reached once half of all products are done; the last one, if none is.
+
+    Args:
+        products: The multiplications of each weight, in the order of execution.
+    """
+    half, done = sum(products.values()) / 2, 0.0
+    late = []
+    for name, count in products.items():
+        if done >= half:
+            late.append(name)
+        done += count
+    return frozenset(late or [*products][-1:])
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -24,7 +24,7 @@ from sapcli.repairs.correction import Correction
 from sapcli.repairs.evidence.evaluation import Gain, Metrics, measure, paired_gain
 from sapcli.repairs.evidence.unfamiliar_views import Comparison
 from sapcli.repairs.evidence.weak_points import guessing, weak_points
-from sapcli.repairs.layer_plan import LayerPlan
+from sapcli.repairs.layer_plan import LayerPlan, is_part
 from sapcli.repairs.projected_weights import ProjectedWeights
 from sapcli.repairs.session import Samples, Session
 from sapcli.repairs.shuffling import shuffled
@@ -111,6 +111,11 @@ def _repair(
     advance: Callable[[int], None],
 ) -> tuple[Repair, Correction]:
     plan = session.plan(bases, settings)
+    names = [*plan.projected, *plan.skipped]
+    if parts := [word for word in settings.layers + settings.skip_layers if is_part(word, names)]:
+        session.progress.note(
+            f"{', '.join(parts)}: {len(plan.projected)} of {len(names)} weights, from {plan.projected[0]} on"
+        )
     correction = _correction(session, settings, bases, plan, forget)
     indices = _validation_indices(session, bases)
     images = session.validation_images if indices else None

@@ -46,6 +46,8 @@ class Session(CachedPasses):
 
     candidates: int | None = None
     """Among how many training images trusted samples were looked for, where these were not all."""
+    fitted: float | None = None
+    """The share of their labels that the model as it was agrees with, in [0, 1], where their losses were looked at."""
 
     def select(self, settings: SelectionSettings) -> TrustedSet:
         """The trusted set: class-balanced, never a validation sample, cached."""
@@ -83,8 +85,15 @@ class Session(CachedPasses):
             read=lambda path: parse_trusted(path.read_text().splitlines(), str(path), self.training),
             write=write_trusted,
         )
-        if settings.strategy is Strategy.LOSS and self.source.class_map is None:
-            self._order_checked = True
+        if settings.strategy is Strategy.LOSS:
+            self._order_checked = self._order_checked or self.source.class_map is None
+            self.fitted = self.cache.fetch(
+                "fitted",
+                {key: parts[key] for key in parts.keys() - {"count", "excluded", "validation"}},
+                make=lambda: self._fitted(candidates),
+                read=lambda path: float(path.read_text()),
+                write=_write_share,
+            )
         return trusted
 
     def _select(self, settings: SelectionSettings, candidates: Sequence[int], excluded: frozenset[int]) -> TrustedSet:
@@ -98,6 +107,7 @@ class Session(CachedPasses):
             scores = random_scores(len(indices), self.settings.seed)
         else:
             outcomes = self.training_outcomes(candidates)
+            self.fitted = outcomes.accuracy
             indices, scores = outcomes.indices, outcomes.losses
         while True:
             if excluded:
@@ -114,6 +124,9 @@ class Session(CachedPasses):
             if not excluded:
                 return trusted
             self.progress.note(f"{len(excluded)} training images are copies of validation images and are not trusted")
+
+    def _fitted(self, candidates: Sequence[int]) -> float:
+        return self.training_outcomes(candidates).accuracy if self.fitted is None else self.fitted
 
     def _copies_of_validation(self, indices: Sequence[int]) -> frozenset[int]:
         """Those of these training images that have the content of a validation image."""
@@ -204,11 +217,19 @@ class Session(CachedPasses):
             if name not in self.classifier.loaded.kept
         }
         kept = {name: why for name, why in self.classifier.loaded.kept.items() if name in bases.pieces}
+        products = {
+            name: float(sum(piece.view.products * piece.basis.rows for piece in bases.pieces[name])) for name in outputs
+        }
         return plan_layers(
             outputs,
             {**bases.skipped, **kept},
             self.architecture.num_classes,
+            products,
             layers=settings.layers,
             skip_layers=settings.skip_layers,
             keep_classifier=settings.keep_classifier,
         )
+
+
+def _write_share(share: float, path: Path) -> None:
+    path.write_text(repr(share))

@@ -16,13 +16,14 @@ from sapcli.errors import NumericsError, UsageError
 from sapcli.machine.progress import SilentProgress
 from sapcli.repairs.batchnorm import reestimate
 from sapcli.repairs.correction import Correction
-from sapcli.repairs.layer_plan import LayerPlan, matches, plan_layers
+from sapcli.repairs.layer_plan import LayerPlan, check_patterns, matches, plan_layers
 from sapcli.repairs.projected_weights import ProjectedWeights
 from sapcli.repairs.projection import project
 from sapcli.settings import ForgetMode, Importance
 
 WEIGHTS = {"stem.weight": 8, "layer1.0.weight": 8, "layer1.1.weight": 8, "layer10.weight": 8, "head.weight": 5}
 SKIPPED = {"table": "in no matrix product"}
+PRODUCTS = dict(zip(WEIGHTS, [10.0, 30.0, 20.0, 15.0, 5.0], strict=True))
 
 
 # Which weights
@@ -47,24 +48,56 @@ def test_patterns(pattern, names):
 
 
 def test_everything_is_projected_by_default():
-    assert plan_layers(WEIGHTS, SKIPPED, 5) == LayerPlan(tuple(WEIGHTS), SKIPPED)
+    assert plan_layers(WEIGHTS, SKIPPED, 5, PRODUCTS) == LayerPlan(tuple(WEIGHTS), SKIPPED)
 
 
 def test_layers_skipped_layers_and_the_classifier():
-    plan = plan_layers(WEIGHTS, SKIPPED, 5, layers=["layer*", "head"], skip_layers=["layer1.1"], keep_classifier=True)
+    plan = plan_layers(
+        WEIGHTS, SKIPPED, 5, PRODUCTS, layers=["layer*", "head"], skip_layers=["layer1.1"], keep_classifier=True
+    )
     assert plan.projected == ("layer1.0.weight", "layer10.weight")
     assert plan.skipped == SKIPPED | {
         "stem.weight": "not in --layers", "layer1.1.weight": "--skip-layers", "head.weight": "--keep-classifier",
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("products", "late"),
+    [
+        ([10, 30, 20, 15, 5], 3),  # 40 of 80 lie before layer1.1
+        ([1, 1, 1, 1, 100], 1),  # the head begins before half is done: the last weight all the same
+        ([100, 1, 1, 1, 1], 4),
+        ([1, 1, 1, 1, 1], 2),
+    ],
+)
+def test_halves_of_the_network(products, late):
+    counts = dict(zip(WEIGHTS, map(float, products), strict=True))
+    names = list(WEIGHTS)
+    assert plan_layers(WEIGHTS, SKIPPED, 5, counts, layers=["late"]).projected == tuple(names[-late:])
+    assert plan_layers(WEIGHTS, SKIPPED, 5, counts, layers=["early"]).projected == tuple(names[:-late])
+    assert plan_layers(WEIGHTS, SKIPPED, 5, counts, skip_layers=["early"]).projected == tuple(names[-late:])
+    assert plan_layers(WEIGHTS, SKIPPED, 5, counts, layers=["all"]).projected == tuple(names)
+    both = plan_layers(WEIGHTS, SKIPPED, 5, counts, layers=["late", "stem"])
+    assert both.projected == (names[0], *names[-late:])
+
+
+def test_a_module_called_late_comes_first():
+    weights = {"late.weight": 5, "middle.weight": 5, "head.weight": 5}
+    counts = dict.fromkeys(weights, 1.0)
+    assert plan_layers(weights, {}, 5, counts, layers=["late"]).projected == ("late.weight",)
+    check_patterns([*weights], ["early"], ["late"])
+
+
 def test_several_heads_are_the_classifier():
     weights = {"body.weight": 5, "trunk.weight": 7, "head.weight": 5, "distilled.weight": 5}
-    assert plan_layers(weights, {}, 5, keep_classifier=True).projected == ("body.weight", "trunk.weight")
+    assert plan_layers(weights, {}, 5, dict.fromkeys(weights, 1.0), keep_classifier=True).projected == (
+        "body.weight",
+        "trunk.weight",
+    )
 
 
 def test_without_one_output_a_class_the_last_weight_is_the_classifier():
-    assert plan_layers(WEIGHTS, {}, 3, keep_classifier=True).projected == tuple(WEIGHTS)[:-1]
+    assert plan_layers(WEIGHTS, {}, 3, PRODUCTS, keep_classifier=True).projected == tuple(WEIGHTS)[:-1]
 
 
 @pytest.mark.parametrize(
@@ -79,13 +112,13 @@ def test_without_one_output_a_class_the_last_weight_is_the_classifier():
 )
 def test_plans_that_make_no_sense(options, message):
     with pytest.raises(UsageError, match=message.replace("*", r"\*")):
-        plan_layers(WEIGHTS, SKIPPED, 5, **options)
+        plan_layers(WEIGHTS, SKIPPED, 5, PRODUCTS, **options)
 
 
 def test_a_network_without_any_weight():
     for options in ({}, {"layers": ["table"]}, {"keep_classifier": True}):
         with pytest.raises(UsageError, match="no weight of the network can be projected"):
-            plan_layers({}, SKIPPED, 5, **options)
+            plan_layers({}, SKIPPED, 5, {}, **options)
 
 
 # The network under repair

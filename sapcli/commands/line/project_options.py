@@ -49,7 +49,7 @@ class ProjectionOptions:
             panel=REPAIR,
             metavar="PATTERN",
             autocompletion=completion.layers,
-            help="Project only these (layer4, *.qkv.weight); repeatable.",
+            help="Project only these (layer4, *.qkv.weight), or half of the network: early or late; repeatable.",
         ),
     ] = None
     skip_layers: Annotated[

@@ -174,12 +174,14 @@ def inspect_classifier(
         workload = replace(workload, batchnorm=0)
     trial = _try_noise(classifier)
     outputs = {name: sum(view.groups * view.outputs for view in views) for name, views in trial.views.items()}
+    products = {name: sum(view.products * rows for view, rows in trial.rows[name].items()) for name in trial.views}
     plan = LayerPlan((), trial.skipped)
     if outputs:
         plan = plan_layers(
             outputs,
             trial.skipped,
             classifier.architecture.num_classes,
+            products,
             layers=settings.layers,
             skip_layers=settings.skip_layers,
             keep_classifier=settings.keep_classifier,

@@ -10,9 +10,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 from support.command_line import run
-from support.small_project import Project, make_project
+from support.small_project import CLASSES, Project, make_project, network
 
 from sapcli.commands.line.console import Terminal
 
@@ -111,3 +115,22 @@ def test_bars_are_for_people(value: str, drawn: bool, monkeypatch: pytest.Monkey
     os.close(controlling)
     assert ("\x1b" in said) == drawn
     assert "scoring: 3 images" in said
+
+
+def test_where_no_projection_helps_training_comes_next() -> None:
+    module = network()
+    module.load_state_dict(load_file("model.safetensors"))
+    module.eval()
+    images = sorted(Path("my data/val").rglob("*.png"))
+    for number, image in enumerate(images):
+        pixels = torch.from_numpy(np.asarray(Image.open(image), dtype=np.float32).transpose(2, 0, 1) / 255)
+        answer = int(module((pixels[None] - 0.5) / 0.25).argmax())
+        # With the network's own answers as labels, nothing can be better than the network.
+        image.rename(Path("my data/val", CLASSES[answer], f"answer{number}.png"))
+    said = said_on_terminal("project", "model.safetensors", "my data", *OWN, "-n", "30", "--workers", "0")
+    assert "no projection helps (the model agrees with " in said.replace("\r\n", " ")
+    assert "100.0% of the validation labels" in said.replace("\r\n", " ")
+    assert next_of(said) == ["polish", "model.safetensors", "my data", *OWN]
+    again = said_on_terminal("project", "model.safetensors", "my data", *OWN, "-n", "30", "--workers", "0", "--force")
+    assert "no projection helps (the model agrees with " in again.replace("\r\n", " ")
+    assert again.count("of its training labels") == said.count("of its training labels") == 1
