@@ -32,7 +32,7 @@ FILE_WORDS = ("FILE", "PATH", "DIR", "FOLDER", "CHECKPOINT", "ORIGINAL", "DATA",
 # Options whose values are texts and name no file ...
 TEXTS = {
     *("arch", "arch_arguments", "input_size", "mean", "std", "interpolation", "split", "device", "alpha", "layers"),
-    *("skip_layers", "command"),
+    *("skip_layers", "command", "weights", "candidates", "freeze", "pair", "group"),
 }
 # ... and what is named by them: only that the run gets as far as to open it.
 NETWORK = ("--arch", "network.py:tiny", "--workers", "0", "--cache-dir", "cache")
@@ -40,12 +40,15 @@ USUAL: dict[str, tuple[str, ...]] = {
     "select": ("model.safetensors", "data", *NETWORK, "-n", "30"),
     "activations": ("model.safetensors", "data", *NETWORK, "-n", "30"),
     "project": ("model.safetensors", "data", *NETWORK, "-n", "30", "--alpha", "1000"),
+    "polish": ("model.safetensors", "data", *NETWORK, "--epochs", "1"),
+    "noise": ("data", "--kind", "symmetric", "--rate", "0.25", "-o", "labels.csv"),
     "inspect": ("model.safetensors", *NETWORK),
     "eval": ("model.safetensors", "data", *NETWORK),
     "verify": ("model.safetensors",),
     "suspects": ("model.safetensors", "data", *NETWORK),
     "report": ("r.json",),
     "demo": (),
+    "env": (),
     "info": (),
     "clear": (),
     "config": (),
@@ -117,6 +120,10 @@ def test_the_places_are_known() -> None:
     assert {"project --bases", "project --report", "eval --summary", "suspects --html", "verify --input"} <= names
     assert {
         "report result",
+        "report --model-card",
+        "polish --val",
+        "noise --truth",
+        "suspects --review",
         "select checkpoint",
         "project data",
         "cache info --cache-dir",
