@@ -92,9 +92,8 @@ def _root(
             min=1,
             max=MOST_DEVICES,
             envvar="SAP_DEVICES",
-            help="Share the work of select, activations, project, eval and suspects, and the training of polish, among"
-            " N processes of this machine, each on a GPU of its own where there are any. For several machines:"
-            " torchrun -m sapcli ...",
+            help="Share the work of select, activations, project, polish, eval and suspects among N processes of this"
+            " machine, each on a GPU of its own where there are any. For several machines: torchrun -m sapcli ...",
         ),
     ] = 1,
 ) -> None:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from sapcli.commands.line import console
@@ -29,7 +29,6 @@ from sapcli.machine.files import atomic_write
 from sapcli.polishing.judging import Result
 from sapcli.polishing.metadata import polish_metadata
 from sapcli.polishing.pipeline import Polish, check_polish, run_polish
-from sapcli.polishing.ranks import Ranks, are_several, joined, own_device
 from sapcli.repairs.session import Session
 from sapcli.reports.summaries import append_summary, polish_summary
 from sapcli.settings import PolishSettings, ReportForm, ResultFormat
@@ -59,25 +58,12 @@ class PolishRequest:
 
 
 def polish(inputs: Inputs, request: PolishRequest) -> None:
-    """`sap polish`; under torchrun, the first process speaks and writes."""
+    """`sap polish`; of several processes, the first speaks and writes."""
     one_stdout(request.output, request.writing.result)
     os.environ.setdefault(*_WORKSPACE)
-    if are_several():
-        inputs = replace(inputs, run=replace(inputs.run, device=own_device(inputs.run.device)))
     settings = request.options.to_settings()
-    device = inputs.run.to_settings().device
-    with joined(device) as ranks:
-        if ranks.is_first:
-            _polish(inputs, request, settings, ranks)
-        else:
-            quiet = replace(inputs, run=replace(inputs.run, quiet=True, progress_json=None))
-            run_polish(quiet.session(quiet.terminal(), request.options.validation, shared=False), settings, ranks)
-
-
-def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ranks: Ranks) -> None:
     terminal = inputs.terminal()
-    # The processes share the training alone, in a group of its own: see `polishing/ranks.py`.
-    session = inputs.session(terminal, request.options.validation, shared=False)
+    session = inputs.session(terminal, request.options.validation)
     checkpoint = session.checkpoint
     output = destination_checkpoint(checkpoint, request.output, request.writing, inputs.model.weights, mark=_MARK)
     report_files = report_forms(request.record.report or (), request.output.force)
@@ -95,7 +81,7 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
     terminal.note(_announcement(session, settings, output.path))
     for remark in about_output(checkpoint, output.path):
         terminal.note(remark)
-    done = run_polish(session, settings, ranks)
+    done = run_polish(session, settings)
     session.ensure_order_checked()
     for images in filter(None, (session.training_images, session.validation_images)):
         tell_of_images(terminal, images)
@@ -116,7 +102,8 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
             "no checkpoint was written; look at the data, or ask for less",
         )
     # The checkpoint first: whatever becomes of the records, the work is not lost.
-    output.write(session, done.replacements, polish_metadata(session, done), force=request.output.force)
+    if session.ranks.is_first:
+        output.write(session, done.replacements, polish_metadata(session, done), force=request.output.force)
     failure = None
     try:
         _record(session, done, rows, request, report_files)
@@ -127,7 +114,7 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
     try:
         if request.writing.result is ResultFormat.JSON:
             _print_document(session, done, str(shown), gate)
-        elif shown is not None:
+        elif shown is not None and session.ranks.is_first:
             console.print_result(str(shown))
     finally:
         if failure is not None:
@@ -139,6 +126,8 @@ def _polish(inputs: Inputs, request: PolishRequest, settings: PolishSettings, ra
 
 def _print_document(session: Session, done: Polish, output: str | None, required_gain: float | None) -> None:
     """Write what was done to stdout, as JSON; `output` is the file that was written."""
+    if not session.ranks.is_first:
+        return
     from sapcli.reports.documents import GainDocument, GateDocument, PolishDocument, ScoresDocument
 
     gate = None
@@ -178,7 +167,8 @@ def _record(
     files: Mapping[Path, ReportForm],
 ) -> None:
     """Append the summary, and write the report in every form that is asked for."""
-    append_summary(request.record.summary, polish_summary(session.checkpoint.source, rows))
+    if session.ranks.is_first:
+        append_summary(request.record.summary, polish_summary(session.checkpoint.source, rows))
     if not files:
         return
     # What only a report needs is imported and measured here.
@@ -186,6 +176,8 @@ def _record(
     from sapcli.reports.polish_report import report_polish
 
     report = report_polish(session, done, dict(rows), shlex.join(["sap", *sys.argv[1:]]))
+    if not session.ranks.is_first:
+        return
     for file, form in files.items():
         content = render_report(report, form)
         with atomic_write(file, replace=request.output.force) as handle:

@@ -18,7 +18,6 @@ from sapcli.polishing.flips import LOOKED_AT, FlipAnswers, look_at_flips
 from sapcli.polishing.judging import Judgement, Result, by_signs, by_validation
 from sapcli.polishing.kept import Prepared, Snapshots, read_prepared, write_prepared
 from sapcli.polishing.pixels import Pixels
-from sapcli.polishing.ranks import Ranks
 from sapcli.polishing.recipe import Recipe, recipe_for, trainable
 from sapcli.polishing.targets import as_given, blend_with_answers
 from sapcli.polishing.training import Task, Training
@@ -121,28 +120,26 @@ def check_polish(session: Session, settings: PolishSettings) -> None:
     recipe_for(session.classifier.module, len(session.training.paths), settings, session.settings.batch_size)
 
 
-def run_polish(session: Session, settings: PolishSettings, ranks: Ranks = Ranks()) -> Polish:  # noqa: B008 - frozen
+def run_polish(session: Session, settings: PolishSettings) -> Polish:
     """Train a model on, and leave the network as the judgement says.
 
     Args:
         session: The checkpoint and the data.
         settings: How it is trained.
-        ranks: The processes that train together; all but the first only take part in the training.
 
     Raises:
         UsageError: There is nothing to train, or to train on.
     """
-    return _Run(session, settings, ranks).polish()
+    return _Run(session, settings).polish()
 
 
 class _Run:
     """One polish."""
 
-    def __init__(self, session: Session, settings: PolishSettings, ranks: Ranks) -> None:
+    def __init__(self, session: Session, settings: PolishSettings) -> None:
         self._began = time.monotonic()
         self._session = session
         self._settings = settings
-        self._ranks = ranks
         self._weights = Weights(session.classifier, session.checkpoint)
 
     def polish(self) -> Polish:
@@ -150,13 +147,11 @@ class _Run:
         session, settings = self._session, self._settings
         # With the network as it was: what the session keeps is of that.
         given = None
-        if self._ranks.is_first:
-            session.check_forward(session.training, stop=True)
-            if session.validation_images is not None and session.validation is not None:
-                every = range(len(session.validation.paths))
-                given = session.validation_outcomes(session.validation_images, every)
-        prepared = self._ranks.share_object(self._prepared() if self._ranks.is_first else None)
-        assert prepared is not None
+        session.check_forward(session.training, stop=True)
+        if session.validation_images is not None and session.validation is not None:
+            every = range(len(session.validation.paths))
+            given = session.validation_outcomes(session.validation_images, every)
+        prepared = self._prepared()
         self._weights.put(prepared.weights)
         names = trainable(
             session.classifier.module, settings, list(session.classifier.loaded.kept), session.architecture.num_classes
@@ -167,7 +162,7 @@ class _Run:
         session.progress.note(f"training: {len(prepared.indices):,} images, {recipe}, augmentation: {augmentation}")
         course = self._train(prepared, names, recipe, augmentation)
         polish = Polish(
-            judgement=Judgement(Result.UNCHANGED, "another process judges"),
+            judgement=Judgement(Result.UNCHANGED, "it is not judged yet"),
             recipe=recipe,
             course=course,
             settings=settings,
@@ -183,11 +178,11 @@ class _Run:
             tensors={},
             network=self._weights,
         )
-        return self._judged(polish, prepared, names, given) if self._ranks.is_first else polish
+        return self._judged(polish, prepared, names, given)
 
     def _divisible(self, recipe: Recipe, images: int) -> Recipe:
         """Batches that all processes have an even part of."""
-        count = self._ranks.count
+        count = self._session.ranks.world
         if count == 1:
             return recipe
         size = max(recipe.batch_size // (2 * count), 1) * 2 * count
@@ -225,13 +220,16 @@ class _Run:
         flip = settings.flip
         if flip is None:
             looked_at = shuffled(trusted.indices, session.settings.seed)[:LOOKED_AT]
-            answers = look_at_flips(session.classifier, images, looked_at, session.progress)
+            # They are few: the first process looks at all of them.
+            answers = session.ranks.from_first(
+                lambda: look_at_flips(session.classifier, images, looked_at, session.progress)
+            )
             flip = answers.keep_the_class
             session.progress.note(_about_flips(answers, session.training.classes))
         if settings.labels_as_given:
             targets = as_given(session.training.labels, session.architecture.num_classes)
         else:
-            targets = blend_with_answers(session.classifier, images, session.progress)
+            targets = blend_with_answers(session.classifier, images, session.progress, session.ranks)
         readable = [index for index in range(count) if index not in images.unreadable]
         indices, held_out = self._divided(readable)
         return Prepared(self._weights.differing(), targets, indices, held_out, flip, alpha, trusted_images)
@@ -267,7 +265,7 @@ class _Run:
         return tuple(sorted(order[count:])), tuple(sorted(order[:count]))
 
     def _train(self, prepared: Prepared, names: Sequence[str], recipe: Recipe, augmentation: Augmentation) -> Course:
-        session, settings, ranks = self._session, self._settings, self._ranks
+        session, settings, ranks = self._session, self._settings, self._session.ranks
         classifier, device = session.classifier, session.settings.device
         classifier.try_layout()
         _, height, width = session.architecture.preprocessing.input_size
@@ -289,9 +287,9 @@ class _Run:
             portion=usual_batch_size(device, height, width),
             seconds=seconds,
         )
-        parts = {"settings": asdict(settings), "recipe": asdict(recipe), "training": str(dtype), "ranks": ranks.count}
-        snapshots = Snapshots(session.cache, self._parts | parts)
-        last = ranks.share_object(snapshots.last() if ranks.is_first else None)
+        parts = {"settings": asdict(settings), "recipe": asdict(recipe), "training": str(dtype), "ranks": ranks.world}
+        snapshots = Snapshots(session.cache.own, self._parts | parts)
+        last = ranks.from_first(snapshots.last)
         if last is not None:
             session.progress.note(f"training goes on after epoch {len(last.numbers['epochs'])}, from the cache")
         keep = snapshots.save if ranks.is_first else lambda _snapshot: None
@@ -352,6 +350,7 @@ class _Run:
                 session.progress,
                 "re-estimating BatchNorm",
                 skip=at_rest,
+                ranks=session.ranks,
             )
         return self._weights.differing() if self._weights.round() else None
 

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from sapcli.activations.scoring import Classifier
+from sapcli.activations.shared.shares import in_shares
 from sapcli.datasets.images import Batch, Images
 from sapcli.datasets.smaller_batches import in_portions
+from sapcli.machine.parallel.ranks import ALONE, Ranks
 from sapcli.machine.progress import Progress
 
+_STAGE = "blending labels with the model's answers"
 # So many classes of an image have a weight that counts, once the probabilities are sharpened.
 _KEPT = 32
 
@@ -64,22 +67,32 @@ def as_given(labels: Sequence[int], num_classes: int) -> Targets:
     return Targets(classes, torch.ones(classes.shape), num_classes)
 
 
-def blend_with_answers(classifier: Classifier, images: Images, progress: Progress) -> Targets:
+def blend_with_answers(classifier: Classifier, images: Images, progress: Progress, ranks: Ranks = ALONE) -> Targets:
     """Labels blended with what the network makes of the images, which need not be exact; see `blended`.
 
     Args:
         classifier: The network, in eval mode.
         images: The training images; those that cannot be read have no target.
         progress: Told of the images done.
+        ranks: The processes that share the images.
     """
     count, num_classes = len(images.dataset.paths), classifier.architecture.num_classes
     kept = min(num_classes, _KEPT)
     classes, weights = torch.zeros(count, kept, dtype=torch.int64), torch.zeros(count, kept)
-    with progress.stage("blending labels with the model's answers", count) as advance:
-        for batch in images.batches():
-            for indices, found in in_portions(partial(_blended_batch, classifier, kept), batch, images, progress):
-                weights[indices], classes[indices] = found.values.cpu(), found.indices.cpu()
-            advance(len(batch.indices))
+
+    def blend(listener: Progress, indices: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor]:
+        with listener.stage(_STAGE, len(indices)) as advance:
+            for batch in images.batches(indices):
+                for done, found in in_portions(partial(_blended_batch, classifier, kept), batch, images, listener):
+                    weights[done], classes[done] = found.values.cpu(), found.indices.cpu()
+                advance(len(batch.indices))
+        return indices, weights[list(indices)], classes[list(indices)]
+
+    if ranks.world == 1:
+        blend(progress, range(count))
+    else:
+        for indices, of_weights, of_classes in in_shares(ranks, images, progress, _STAGE, range(count), blend):
+            weights[list(indices)], classes[list(indices)] = of_weights, of_classes
     return Targets(classes, weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12), num_classes)
 
 

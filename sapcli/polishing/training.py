@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from sapcli.activations.scoring import Classifier, normalise
 from sapcli.datasets.smaller_batches import smaller_batch
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress
 from sapcli.polishing.augmentation import Augmentation
 from sapcli.polishing.course import Course, Epoch, Snapshot, State, course_of, numbers_of
 from sapcli.polishing.pace import Pace
 from sapcli.polishing.pixels import Pixels
-from sapcli.polishing.ranks import Ranks
 from sapcli.polishing.recipe import Recipe
 from sapcli.polishing.reproducible import deterministic, own_random_numbers, seed_all, seed_of
 from sapcli.polishing.targets import Targets
@@ -134,7 +134,7 @@ class Training:
                 module.train()
                 for part in parts_at_rest(module, self._parameters):
                     part.eval()
-            if self._ranks.count > 1:
+            if self._ranks.world > 1:
                 device = classifier.device
                 self._wrapped = nn.parallel.DistributedDataParallel(
                     module,
@@ -195,7 +195,7 @@ class Training:
             total = recipe.steps_an_epoch * recipe.batch_size
             sums, steps = torch.zeros((), device=task.classifier.device), 0
             with self._progress.stage(f"training, epoch {number}{of}", total) as advance:
-                for indices, pixels in task.pixels.batches(self._order(number), recipe.batch_size // self._ranks.count):
+                for indices, pixels in task.pixels.batches(self._order(number), recipe.batch_size // self._ranks.world):
                     share = self._share_of_course(pace)
                     schedule.step_update(round(pace.course * _TICKS))
                     loss = self._step(course.restarts, pace.done, indices, pixels, optimizer, scaler)
@@ -207,7 +207,7 @@ class Training:
                     advance(recipe.batch_size)
                     if pace.is_at_end:
                         break
-            mean = float(self._ranks.mean(sums / max(steps, 1)))
+            mean = float(self._ranks.mean(sums / max(steps, 1), "loss"))
             rate = max(group["lr"] for group in optimizer.param_groups)
             self._progress.note(f"epoch {number}{of}: loss {mean:.4f}, learning rate {rate:.3g}")
             epochs = (*course.epochs, Epoch(number, mean, rate))
@@ -227,16 +227,17 @@ class Training:
         generator = torch.Generator().manual_seed(seed_of(self._task.seed, epoch))
         order = torch.randperm(len(indices), generator=generator)[: recipe.steps_an_epoch * recipe.batch_size]
         own = order.reshape(-1, recipe.batch_size)
-        each = recipe.batch_size // ranks.count
+        each = recipe.batch_size // ranks.world
         own = own[:, ranks.rank * each : (ranks.rank + 1) * each]
         return torch.as_tensor(indices)[own.reshape(-1)].tolist()
 
     def _share_of_course(self, pace: Pace) -> float:
         share = pace.next_share()
-        if self._task.seconds is None or self._ranks.count == 1:
+        if self._task.seconds is None or self._ranks.world == 1:
             return share
-        device = self._task.classifier.device
-        return float(self._ranks.share(torch.tensor(share, device=device)))
+        of_first = torch.tensor(share, device=self._task.classifier.device)
+        self._ranks.broadcast(of_first, 0, "course")
+        return float(of_first)
 
     def _step(
         self,
@@ -256,7 +257,7 @@ class Training:
                 loss = self._gradients(seed, indices, pixels, scaler)
                 break
             except (MemoryError, RuntimeError) as error:
-                if self._ranks.count > 1:
+                if self._ranks.world > 1:
                     raise
                 optimizer.zero_grad()
                 self._portion = smaller_batch(min(self._portion, len(indices)), error, self._progress)
@@ -279,7 +280,7 @@ class Training:
         parts = list(zip(torch.split(inputs, self._portion), torch.split(targets, self._portion), strict=True))
         for position, (part, wanted) in enumerate(parts):
             is_last = position == len(parts) - 1
-            waiting = contextlib.nullcontext() if is_last or self._ranks.count == 1 else self._wrapped.no_sync()  # type: ignore[operator]
+            waiting = contextlib.nullcontext() if is_last or self._ranks.world == 1 else self._wrapped.no_sync()  # type: ignore[operator]
             with waiting:
                 # The user's own code has random numbers of its own, which begin anew in every process.
                 with classifier.running(), torch.autocast(part.device.type, task.dtype, enabled=task.dtype is not None):

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapcli.polishing.ranks import Ranks
+from sapcli.machine.parallel.ranks import Ranks
 
 LOOKS = 50
 """The loss is looked at so often in a course."""
+_LOSS = "loss"
 # For a tenth of the course is for long.
 _LOOKS_ABOVE = 5
 
@@ -52,7 +53,7 @@ class Watch:
         self._count += 1
         if self._count < self._every:
             return
-        mean = float(self._ranks.mean(self._sum / self._count))
+        mean = float(self._ranks.mean(self._sum / self._count, _LOSS))
         self._sum, self._count = None, 0
         if not math.isfinite(mean):
             raise Diverged

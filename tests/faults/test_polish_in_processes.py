@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support.small_project import Project
 
-ARGUMENTS = ("polish", "model.safetensors", "data", "--arch", "network.py:plain", "--no-repair", "--labels-as-given")
+ARGUMENTS = ("polish", "model.safetensors", "data", "--epochs", "2", "--cache-dir", "cache")
 # No mixup between images of other processes, no BatchNorm of their own: then the gradients add up to the same.
 PLAIN = """
 
@@ -22,13 +23,15 @@ def plain(num_classes=3):
 """
 
 
-def polish(project: Project, count: int, output: str) -> subprocess.CompletedProcess[str]:
+PLAINLY = (*("--arch", "network.py:plain", "--no-repair", "--labels-as-given", "--augment", "none", "--no-flip"),)
+
+
+def polish(project: Project, count: int, output: str, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m"]
     if count > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
-    options = ("--epochs", "2", "--augment", "none", "--no-flip", "--cache-dir", "cache", "-o", output)
     return subprocess.run(
-        [*command, "sapcli", *ARGUMENTS, *options],
+        [*command, "sapcli", *ARGUMENTS, "-o", output, *options],
         cwd=project.folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
@@ -54,9 +57,9 @@ def plain_project(project: Project) -> Project:
 
 
 def test_two_processes_polish_one_model(plain_project: Project) -> None:
-    one = polish(plain_project, 1, "one.safetensors")
+    one = polish(plain_project, 1, "one.safetensors", *PLAINLY)
     assert one.returncode == 0, one.stderr
-    two = polish(plain_project, 2, "two.safetensors")
+    two = polish(plain_project, 2, "two.safetensors", *PLAINLY)
     assert two.returncode == 0, two.stderr
     # The first one alone speaks and writes.
     assert two.stdout == "two.safetensors\n"
@@ -72,3 +75,40 @@ def test_two_processes_polish_one_model(plain_project: Project) -> None:
     for name, tensor in first.items():
         # Mixup pairs other images, so they are alike and not the same.
         assert torch.dist(second[name], tensor) < 0.5 * torch.dist(start[name], tensor)
+
+
+def test_they_share_the_repair_and_the_labels_too(project: Project) -> None:
+    said, tensors = [], []
+    for count in (1, 2):
+        options = ("--arch", "network.py:tiny", "--cache-dir", f"cache{count}", "--report", f"{count}.json")
+        done = polish(project, count, f"{count}.safetensors", *options)
+        assert done.returncode == 0, done.stderr
+        said.append({line for line in done.stderr.splitlines() if line.startswith(("repair: ", "flips: ", "  before"))})
+        (start,) = (project.folder / f"cache{count}").glob("start-????????????????????????????????")
+        tensors.append(load_file(start))
+        assert (project.folder / f"{count}.json").exists()
+    # What both begin with: the repaired weights, the labels blended with its answers, and what is trained on.
+    assert said[0] == said[1]
+    assert len(said[0]) == 3
+    assert tensors[0].keys() == tensors[1].keys()
+    for name, tensor in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_one_that_is_killed_ends_all(project: Project) -> None:
+    source = project.folder / "network.py"
+    # The second process is killed in its first step of training.
+    source.write_text(
+        source.read_text().replace(
+            "class Network(nn.Sequential):",
+            "import os\n\n\nclass Network(nn.Sequential):\n    def forward(self, x):\n"
+            "        if self.training and os.environ.get('RANK') == '1':\n            os.kill(os.getpid(), 9)\n"
+            "        return super().forward(x)\n",
+        )
+    )
+    began = time.monotonic()
+    done = polish(project, 2, "out.safetensors", "--arch", "network.py:tiny")
+    assert time.monotonic() - began < 120
+    assert done.returncode != 0
+    assert "rank 1" in done.stderr
+    assert not (project.folder / "out.safetensors").exists()

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from sapcli.activations.scoring import Classifier
+from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import SilentProgress
 from sapcli.networks.architecture import Architecture, LoadedModel
 from sapcli.networks.preprocessing import Preprocessing
 from sapcli.polishing.augmentation import Augmentation
 from sapcli.polishing.course import Snapshot
-from sapcli.polishing.ranks import Ranks
 from sapcli.polishing.recipe import Optimizer, Recipe
 from sapcli.polishing.reproducible import seed_of
 from sapcli.polishing.targets import as_given

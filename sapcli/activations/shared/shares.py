@@ -38,7 +38,7 @@ def score_in_shares(
     """
     if ranks.world == 1:
         return score(classifier, images, progress, stage, indices, exact=exact)
-    parts = _run_shares(
+    parts = in_shares(
         ranks,
         images,
         progress,
@@ -61,7 +61,7 @@ def view_in_shares(
     """
     if ranks.world == 1:
         return view(classifier, images, progress, stage, indices)
-    parts = _run_shares(
+    parts = in_shares(
         ranks, images, progress, stage, indices, lambda shared, share: view(classifier, images, shared, stage, share)
     )
     together = joined_views(parts)
@@ -74,7 +74,7 @@ def view_in_shares(
     return Views(outcomes, logits, features, pixels)
 
 
-def _run_shares(
+def in_shares(
     ranks: Ranks,
     images: Images,
     progress: Progress,
@@ -82,7 +82,19 @@ def _run_shares(
     indices: Sequence[int],
     run: Callable[[Progress, Sequence[int]], Result],
 ) -> list[Result]:
-    """What the processes make of their shares of images, and what there is to be said of all of them."""
+    """What the processes make of their shares of images, in the order of the ranks.
+
+    Args:
+        ranks: The processes.
+        images: The images; what is to be said of those of the others is taken over.
+        progress: Told of the stage.
+        stage: Its name.
+        indices: Positions in the images' dataset.
+        run: Called in each process with a listener and its share.
+
+    Raises:
+        SapError: A process failed, or no image can be read.
+    """
 
     def mine() -> tuple[Result, Remarks]:
         share = ranks.share(indices)

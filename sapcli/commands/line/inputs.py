@@ -22,7 +22,6 @@ from sapcli.machine.cache import Cache
 from sapcli.machine.events import Events
 from sapcli.machine.parallel.joining import join
 from sapcli.machine.parallel.membership import is_first
-from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.parallel.shared_cache import SharedCache
 from sapcli.machine.reading import read_input
 from sapcli.machine.results import descriptor_of
@@ -85,19 +84,18 @@ class Inputs:
         """What the command may write beside its result, by the options that name it."""
         return [("--suggest-class-map", self.images.suggest_class_map)]
 
-    def session(self, terminal: console.Terminal, validation: Path | None = None, *, shared: bool = True) -> Session:
+    def session(self, terminal: console.Terminal, validation: Path | None = None) -> Session:
         """The session that the inputs ask for; opens the checkpoint.
 
         Args:
             terminal: Told how far the stages are.
             validation: The validation images, where they are named.
-            shared: Whether the processes of a run share its stages; else this one does all that it is asked for.
         """
         if self.images.suggest_class_map is not None:
             check_writable(self.images.suggest_class_map, False, "--suggest-class-map")
         one_stdin(CHECKPOINT=self.checkpoint)
         settings = self.run.to_settings(self.images.strict_images, self.all_rows)
-        ranks = join(settings.device) if shared else Ranks()
+        ranks = join(settings.device)
         alone = ranks.world == 1
         folder = self.run.cache_dir
         return Session(

@@ -85,6 +85,15 @@ class Ranks:
     def sum(self, tensor: Tensor, what: str) -> None:
         """Sum the tensors of all processes into each of them, in place."""
 
+    def mean(self, tensor: Tensor, what: str) -> Tensor:
+        """The mean of the tensors of all processes, in each of them; in place."""
+        self.sum(tensor, what)
+        return tensor.div_(self.world) if self.world > 1 else tensor
+
+
+ALONE = Ranks()
+"""A single process, where nobody counts what it does."""
+
 
 class ProcessRanks(Ranks):
     """The processes of an initialised `torch.distributed` group.
