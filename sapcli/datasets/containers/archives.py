@@ -181,6 +181,9 @@ def _unzip(file: IO[bytes], folder: Path, most: int, members: int) -> None:
                 os.makedirs(place, exist_ok=True)  # noqa: PTH103
                 continue
             os.makedirs(os.path.dirname(place), exist_ok=True)  # noqa: PTH103, PTH120
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # Python unpacks a piece of the others at once, however much comes of it.
+                raise _Refused(f"{name!r} is compressed in an unusual way")
             # Reading ends where the directory says that the member ends, whatever comes.
             with archive.open(info) as source, open(place, "wb") as target:  # noqa: PTH123
                 shutil.copyfileobj(source, target, _READ_AT_ONCE)
