@@ -63,6 +63,8 @@ def read_input(source: str | Path, largest: int = LARGEST_TEXT) -> bytes:
     if source == STANDARD_INPUT:
         return _text_of(sys.stdin.buffer, source, largest)
     with open_input(Path(source)) as stream:
+        if os.fstat(stream.fileno()).st_size > largest:
+            raise _too_large(source, largest)
         return _text_of(stream, source, largest)
 
 
@@ -73,11 +75,15 @@ def _text_of(stream: IO[bytes], source: str | Path, largest: int) -> bytes:
     while block := stream.read(_BLOCK):
         size += len(block)
         if size > largest:
-            raise SapError(f"{source} is larger than {largest >> 20} MiB, expected a text", "name the right file")
+            raise _too_large(source, largest)
         if _HOLE in block:
             raise SapError(f"{source} holds zeros, expected a text", "name the right file, or get it again")
         blocks.append(block)
     return b"".join(blocks)
+
+
+def _too_large(source: str | Path, largest: int) -> SapError:
+    return SapError(f"{source} is larger than {largest >> 20} MiB, expected a text", "name the right file")
 
 
 def spool_stdin() -> IO[bytes]:
