@@ -108,7 +108,7 @@ def _fill(
     """Write everything into a folder that is there, the weights last."""
     assert checkpoint.folder is not None
     for path in _beside(checkpoint):
-        _copy(path, folder / path.name, replace=replace, inside=frozenset({checkpoint.folder.resolve()}))
+        _copy(path, folder / path.name, replace=replace, inside=frozenset({Path(os.path.realpath(checkpoint.folder))}))
     write_checkpoint(checkpoint, weights_in(checkpoint, folder), replacements, metadata, replace=replace)
 
 
@@ -146,7 +146,7 @@ def _beside(checkpoint: Checkpoint) -> list[Path]:
 
 def _holds(link: Path, folder: Path) -> bool:
     """Whether a link in a folder leads to this folder, or to one around it."""
-    return folder.resolve().is_relative_to(link.resolve())
+    return Path(os.path.realpath(folder)).is_relative_to(Path(os.path.realpath(link)))
 
 
 def _copy(source: Path, target: Path, *, replace: bool, inside: frozenset[Path] = frozenset()) -> None:
@@ -155,10 +155,10 @@ def _copy(source: Path, target: Path, *, replace: bool, inside: frozenset[Path] 
     A folder that lies in itself, by a link, is copied once.
     """
     if source.is_dir():
-        inside |= {source.resolve()}
+        inside |= {Path(os.path.realpath(source))}
         target.mkdir(exist_ok=True)
         for path in sorted(source.iterdir()):
-            if path.is_file() or (path.is_dir() and path.resolve() not in inside):
+            if path.is_file() or (path.is_dir() and Path(os.path.realpath(path)) not in inside):
                 _copy(path, target / path.name, replace=replace, inside=inside)
         return
     if target.exists() and not replace:

@@ -85,7 +85,7 @@ def unpacked_archive(path: Path) -> Path:
     try:
         status = path.stat()
         facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        folder = _unpacked(path.resolve(), facts)
+        folder = _unpacked(Path(os.path.realpath(path)), facts)
         entries = list(folder.iterdir())
     except (_Refused, tarfile.FilterError) as error:
         raise DatasetError(
