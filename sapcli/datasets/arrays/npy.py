@@ -31,7 +31,7 @@ _AGAIN = "Write it again: numpy.savez(FILE, train_images=..., train_labels=...).
 
 
 def read_npy(file: Path) -> Array | dict[str, object]:
-    """The array of a `.npy` file; the dictionary where it holds one, as a pickle that is read without running code.
+    """The array of labels in a `.npy` file; the dictionary where it holds one, of a pickle that runs no code.
 
     Raises:
         DatasetError: If it is damaged, larger inside than outside, or holds other objects.
@@ -39,6 +39,8 @@ def read_npy(file: Path) -> Array | dict[str, object]:
     """
     with os.fdopen(open_regular(file), "rb") as handle:
         size = os.fstat(handle.fileno()).st_size
+        if size > MOST_BYTES:
+            raise DatasetError(f"{file} is larger than {MOST_BYTES >> 20} MiB, expected labels", "Name the right file.")
         return _array(handle, size, str(file))
 
 
