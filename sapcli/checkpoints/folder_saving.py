@@ -106,8 +106,9 @@ def _fill(
     replace: bool,
 ) -> None:
     """Write everything into a folder that is there, the weights last."""
+    assert checkpoint.folder is not None
     for path in _beside(checkpoint):
-        _copy(path, folder / path.name, replace=replace)
+        _copy(path, folder / path.name, replace=replace, inside=frozenset({Path(os.path.realpath(checkpoint.folder))}))
     write_checkpoint(checkpoint, weights_in(checkpoint, folder), replacements, metadata, replace=replace)
 
 
@@ -137,19 +138,28 @@ def _beside(checkpoint: Checkpoint) -> list[Path]:
     for path in sorted(checkpoint.folder.iterdir()):
         is_weights = path.name in own or _WEIGHTS.fullmatch(path.name) is not None
         if (path.is_file() and not is_weights and not path.name.startswith(".sap-")) or (
-            path.is_dir() and not _OTHER_FOLDERS.fullmatch(path.name)
+            path.is_dir() and not _OTHER_FOLDERS.fullmatch(path.name) and not _holds(path, checkpoint.folder)
         ):
             found.append(path)
     return found
 
 
-def _copy(source: Path, target: Path, *, replace: bool) -> None:
-    """Copy a file, or a folder of files, each whole under its name or not there; links become what they lead to."""
+def _holds(link: Path, folder: Path) -> bool:
+    """Whether a link in a folder leads to this folder, or to one around it."""
+    return Path(os.path.realpath(folder)).is_relative_to(Path(os.path.realpath(link)))
+
+
+def _copy(source: Path, target: Path, *, replace: bool, inside: frozenset[Path] = frozenset()) -> None:
+    """Copy a file, or a folder of files, each whole under its name or not there; links become what they lead to.
+
+    A folder that lies in itself, by a link, is copied once.
+    """
     if source.is_dir():
+        inside |= {Path(os.path.realpath(source))}
         target.mkdir(exist_ok=True)
         for path in sorted(source.iterdir()):
-            if path.is_dir() or path.is_file():
-                _copy(path, target / path.name, replace=replace)
+            if path.is_file() or (path.is_dir() and Path(os.path.realpath(path)) not in inside):
+                _copy(path, target / path.name, replace=replace, inside=inside)
         return
     if target.exists() and not replace:
         raise CheckpointError(f"{target} exists already", "Name another folder with -o, or overwrite it with --force.")

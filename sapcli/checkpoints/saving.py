@@ -17,7 +17,7 @@ from sapcli.checkpoints.locating import CACHED_REPOSITORY, INDEX_SUFFIX, PICKLED
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, lay_out, save_tensors, tensor_bytes, write_tensors
 from sapcli.errors import CheckpointError, NumericsError, UsageError
 from sapcli.machine.files import atomic_write, pending_files, write_error
-from sapcli.machine.json_text import shown
+from sapcli.machine.json_text import read_json_file, shown
 from sapcli.machine.text import encodable
 
 if TYPE_CHECKING:
@@ -273,10 +273,10 @@ def _content_name(shard: str, digest: str) -> str:
 
 def _named_shards(index: Path) -> frozenset[str]:
     """The shards that an index names which is there already; none where it cannot be read."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        if index.is_file():
-            return frozenset(map(str, json.loads(index.read_bytes())["weight_map"].values()))
-    return frozenset()
+    named: object = None
+    with contextlib.suppress(CheckpointError):
+        named = read_json_file(index).get("weight_map") if index.is_file() else None
+    return frozenset(map(str, named.values())) if isinstance(named, dict) else frozenset()
 
 
 def _remove_old_shards(checkpoint: Checkpoint, shards: Sequence[Path], before: frozenset[str]) -> None:

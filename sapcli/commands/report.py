@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
+
 from sapcli.commands.line.console import print_result
 from sapcli.commands.line.options import OutputOptions
 from sapcli.commands.line.output_check import Reads, check_outputs
@@ -14,7 +16,13 @@ from sapcli.errors import SapError
 from sapcli.settings import ReportForm
 
 
-def report(result: Path, form: ReportForm | None, output: OutputOptions, model_card: Path | None = None) -> None:
+def report(
+    result: Path,
+    form: ReportForm | None,
+    output: OutputOptions,
+    model_card: Path | None,
+    context: typer.Context,
+) -> None:
     """`sap report`; with a model card and no other output, the card alone is written."""
     from sapcli.reports.model_card import write_card
     from sapcli.reports.pages import render_report
@@ -25,6 +33,7 @@ def report(result: Path, form: ReportForm | None, output: OutputOptions, model_c
         (form,) = report_forms([destination], output.force, "-o").values()
     reads = Reads()
     reads.add_file("the report that is read", result)
+    reads.add_settings(context)
     if model_card is not None:
         # It is meant to be changed.
         check_writable(model_card, True, "--model-card")

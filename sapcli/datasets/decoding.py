@@ -34,6 +34,8 @@ _MOST_OF_EIGHT_BITS, _MOST_OF_SIXTEEN_BITS = 255, 65535
 # above times the size that they are resized to: a copy of a whole picture would take as much memory as the picture.
 _STRIP = 1 << 20
 _NO_COPY = 1 << 24
+# Of these, so many are scaled at once, in numbers of 64 bits.
+_SCALED_AT_ONCE = 1 << 18
 # Pixels of a picture once it is resized for its shorter side to fill the crop.
 _USUAL_RATIO, _MOST_RESIZED, _MOST_RESIZED_SLIVER = 16, MOST_PIXELS // 2, 1 << 24
 # JPEG files of so many pixels are read in half, a quarter or an eighth of their size where that still is so many times
@@ -257,8 +259,13 @@ class GreyValues:
 
     def applied(self, image: Image.Image) -> Image.Image:
         """The image, or a part of it, with 8 bits."""
-        values = (np.asarray(image) - np.float64(self.offset)) * self.factor
-        return Image.fromarray(np.rint(values).astype(np.uint8))
+        values = np.asarray(image)
+        scaled = np.empty(values.shape, np.uint8)
+        rows = max(_SCALED_AT_ONCE // image.width, 1)
+        for top in range(0, image.height, rows):
+            part = (values[top : top + rows] - np.float64(self.offset)) * self.factor
+            scaled[top : top + rows] = np.rint(part, out=part)
+        return Image.fromarray(scaled)
 
     def treatment(self, oriented: bool) -> Treatment:
         """What is said of the image."""

@@ -16,6 +16,10 @@ from sapcli.machine.files import spool, spool_pipe
 STANDARD_INPUT = "-"
 # A text that somebody has written or a command has listed; more than this is another kind of file.
 LARGEST_TEXT = 1 << 30
+_BLOCK = 1 << 20
+# No text has so many zeros in a row, not in UTF-32 either; a file without content on the disk has nothing else, and can
+# claim to have any size.
+_HOLE = bytes(64)
 # So much of the beginning and of the end of a file tells whether it is a text.
 _LOOKED_AT = 1 << 20
 
@@ -53,18 +57,33 @@ def read_input(source: str | Path, largest: int = LARGEST_TEXT) -> bytes:
         largest: So many bytes at most.
 
     Raises:
-        SapError: It is a device, a pipe that nobody writes to, or larger.
+        SapError: It is a device, a pipe that nobody writes to, no text, or larger.
         OSError: It cannot be read.
     """
     if source == STANDARD_INPUT:
-        stream: IO[bytes] = sys.stdin.buffer
-        content = stream.read(largest + 1)
-    else:
-        with open_input(Path(source)) as stream:
-            content = stream.read(largest + 1)
-    if len(content) > largest:
-        raise SapError(f"{source} is larger than {largest >> 20} MiB, expected a text", "name the right file")
-    return content
+        return _text_of(sys.stdin.buffer, source, largest)
+    with open_input(Path(source)) as stream:
+        if os.fstat(stream.fileno()).st_size > largest:
+            raise _too_large(source, largest)
+        return _text_of(stream, source, largest)
+
+
+def _text_of(stream: IO[bytes], source: str | Path, largest: int) -> bytes:
+    """All bytes of a stream, of which none is kept once it turns out to be no text."""
+    blocks: list[bytes] = []
+    size = 0
+    while block := stream.read(_BLOCK):
+        size += len(block)
+        if size > largest:
+            raise _too_large(source, largest)
+        if _HOLE in block:
+            raise SapError(f"{source} holds zeros, expected a text", "name the right file, or get it again")
+        blocks.append(block)
+    return b"".join(blocks)
+
+
+def _too_large(source: str | Path, largest: int) -> SapError:
+    return SapError(f"{source} is larger than {largest >> 20} MiB, expected a text", "name the right file")
 
 
 def spool_stdin() -> IO[bytes]:

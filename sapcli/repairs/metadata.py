@@ -12,6 +12,7 @@ from sapcli.activations.bases import Bases
 from sapcli.checkpoints.saving import written_digest
 from sapcli.checkpoints.training_file import NAMES_PREFIX
 from sapcli.datasets.contents import from_text, to_text
+from sapcli.machine.text import can_be_printed
 from sapcli.networks.architecture import Architecture
 from sapcli.repairs.correction import Correction
 from sapcli.repairs.pipeline import Repair
@@ -83,5 +84,13 @@ def _with_class_names(session: Session) -> Architecture:
     names = session.training.classes
     plain = names == tuple(map(str, range(len(names)))) and not session.is_order_found
     if session.architecture.label_names is not None or plain:
+        return session.architecture
+    unprintable = next((name for name in names if not can_be_printed(name)), None)
+    if unprintable is not None:
+        # No checkpoint with such names is read.
+        session.progress.warn(
+            f"the classes' names are not written into the checkpoint: {unprintable!r} holds characters that no name can"
+            " have"
+        )
         return session.architecture
     return replace(session.architecture, label_names=names)

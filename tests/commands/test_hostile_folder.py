@@ -172,3 +172,24 @@ def test_no_matplotlibrc_is_read(project: Project, tmp_path: Path, content: byte
     process = run_process(command, env=environment, capture_output=True)
     assert (process.returncode, process.stderr) == (0, b"")
     assert Path("page.html").read_bytes() == (tmp_path / "expected.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.safetensors", "config.json", "network.py", "sap.toml", "pyproject.toml", "data", "data/train"),
+        *("data/train/red", "data/train/red/00.png", "labels.csv", "map.csv", "list.txt", "out.safetensors"),
+    ],
+)
+def test_a_link_that_leads_to_itself_is_an_error_of_two_lines(project: Project, name: str) -> None:
+    place = project.folder / name
+    if place.exists():
+        place.rename(project.folder.parent / "away")
+    place.symlink_to(place.name)
+    given = {"labels.csv": "--labels", "map.csv": "--class-map", "list.txt": "--trusted", "out.safetensors": "-o"}
+    more = (given[name], name) if name in given else ()
+    outcome = run_here("project", *MODEL, *OWN, "-n", "30", "--force", *more)
+    assert outcome.status in (0, 1, 2), outcome.stderr
+    assert "went wrong that should not" not in outcome.stderr
+    if outcome.status:
+        assert [line.partition(":")[0] for line in outcome.stderr.splitlines()][-2:] == ["error", "hint"]

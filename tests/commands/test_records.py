@@ -93,7 +93,7 @@ def test_a_gate_that_is_not_met_writes_no_checkpoint(project: Project) -> None:
     assert Path("r.json").exists()
 
 
-@pytest.mark.parametrize("name", [b"r\xffd", b"r\xed\xa0\x80d", "r\u202ed".encode()])
+@pytest.mark.parametrize("name", [b"r\xffd", b"r\xed\xa0\x80d", "r\u202ed".encode(), b"r\x1b[31md", "r\x9bd".encode()])
 def test_names_that_are_no_utf8_are_in_every_report(project: Project, name: bytes) -> None:
     for split in ("train", "val"):
         (project.data / split / "red").rename(project.data / split / os.fsdecode(name))
@@ -103,6 +103,11 @@ def test_names_that_are_no_utf8_are_in_every_report(project: Project, name: byte
     assert json.loads(Path("r.json").read_bytes())
     for form in ("md", "html", "json"):
         assert run_here("report", "r.json", "--format", form).status == 0
+    # What was written is read again, by the order of the folders where the names are none that a file may hold.
+    again = run_here("eval", "out.safetensors", *PROJECT[2:5], "--workers", "0", "--format", "json")
+    assert again.status == 0, again.stderr
+    assert json.loads(again.stdout)["top1"] > 0.5
+    assert ("are not written" in outcome.stderr) == (name != "r\u202ed".encode())
 
 
 def lose_stderr(how: str) -> None:

@@ -10,6 +10,7 @@ from support.data_folders import CLASSES, label_of, opened, write_classes
 
 from sapcli.datasets.classes import FoundClasses, resolve_class_names
 from sapcli.datasets.dataset import Role
+from sapcli.datasets.labels.class_maps import read_class_map
 from sapcli.errors import DatasetError
 
 
@@ -110,3 +111,10 @@ def test_numbers_in_a_class_map_are_in_the_order_of_numbers(tmp_path: Path) -> N
     found = FoundClasses(tmp_path, tuple(sorted(f"folder {name}" for name in names)), None)
     resolved = resolve_class_names(12, found, class_map=class_map)
     assert [resolved.position(f"folder {name}") for name in names] == list(range(12))
+
+
+@pytest.mark.parametrize("line", ["{},0\n", "{}\n"])
+def test_a_class_map_of_a_million_lines_is_the_wrong_file(tmp_path: Path, line: str) -> None:
+    (tmp_path / "map.csv").write_text("folder,class\n" + "".join(map(line.format, range(1_000_000))))
+    with pytest.raises(DatasetError, match="more than 500,000 lines"):
+        read_class_map(tmp_path / "map.csv")

@@ -6,19 +6,25 @@ one that had nothing to read.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import shutil
 import struct
+import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from support.processes import start
+from support.small_project import Project
 
 LIMIT = 500 << 20
 MIB = 1 << 20
@@ -269,3 +275,304 @@ def test_arguments_of_a_network_take_little_memory(
     assert status == 0, said
     assert "Traceback" not in said
     assert peak - idle < LIMIT
+
+
+# Data sets: what lies beside the images, the images, and files of many of them.
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width: int, height: int, depth: int, colour: int, interlaced: int = 0) -> bytes:
+    facts = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", facts)
+
+
+def hollow(name: str, size: int, *parts: tuple[int, bytes]) -> Bomb:
+    """A file of any size that takes no room on the disk but for some parts of it."""
+
+    def make(folder: Path) -> None:
+        with (folder / name).open("wb") as handle:
+            for place, content in parts:
+                handle.seek(place)
+                handle.write(content)
+            handle.truncate(size)
+
+    return make
+
+
+def hollow_chunk(kind: bytes, *, is_last: bool) -> Bomb:
+    """A picture of eight pixels beside a chunk of 900 MiB."""
+    size = 900 * MIB
+    checksum = zlib.crc32(kind)
+    for _ in range(900):
+        checksum = zlib.crc32(bytes(MIB), checksum)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(25 * 8)))
+    start = png_header(8, 8, 8, 2) + (pixels if is_last else b"") + struct.pack(">I", size) + kind
+    end = struct.pack(">I", checksum) + (b"" if is_last else pixels) + chunk(b"IEND", b"")
+    return hollow("data/train/red/bomb.png", len(start) + size + len(end), (0, start), (len(start) + size, end))
+
+
+def tiff(*tags: tuple[int, int, int, int]) -> bytes:
+    usual = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 400, 277: 1, 278: 8, 279: 64}
+    known = {tag: (4, 1, value) for tag, value in usual.items()} | {tag: rest for tag, *rest in tags}
+    entries = b"".join(struct.pack("<HHII", tag, *known[tag]) for tag in sorted(known))
+    return b"II*\0" + struct.pack("<IH", 8, len(known)) + entries + struct.pack("<I", 0)
+
+
+def picture(header: bytes, row: int, rows: int) -> Bomb:
+    content = header + chunk(b"IDAT", zlib.compress(bytes(row * rows), 9)) + chunk(b"IEND", b"")
+    return lambda folder: (folder / "data/train/red/bomb.png").write_bytes(content)
+
+
+IMAGES: dict[str, Bomb] = {
+    "a chunk that nobody knows": hollow_chunk(b"abCd", is_last=False),
+    "such a chunk after the pixels": hollow_chunk(b"abCd", is_last=True),
+    "a text": hollow_chunk(b"iTXt", is_last=False),
+    "EXIF data": hollow_chunk(b"eXIf", is_last=True),
+    "a tag of bytes": hollow("data/train/red/bomb.tif", 901 * MIB, (0, tiff((65000, 1, 900 * MIB, 1000)))),
+    "an orientation of many numbers": hollow(
+        "data/train/red/bomb.tif", 901 * MIB, (0, tiff((274, 3, 200 * MIB, 1000)))
+    ),
+    "millions of strips": hollow(
+        "data/train/red/bomb.tif", 901 * MIB, (0, tiff((273, 4, 100 * MIB, 1000), (278, 4, 1, 1)))
+    ),
+    "a million strips": hollow(
+        "data/train/red/bomb.tif", 40 * MIB, (0, tiff((257, 4, 1, 900_000), (273, 4, 900_000, 1000), (278, 4, 1, 1)))
+    ),
+    "one strip, compressed": hollow(
+        "data/train/red/bomb.tif",
+        901 * MIB,
+        (
+            0,
+            tiff(
+                *((256, 4, 1, 9900), (257, 4, 1, 9900), (258, 3, 4, 300), (259, 3, 1, 32773), (262, 3, 1, 2)),
+                *((277, 3, 1, 4), (278, 4, 1, 9900), (279, 4, 1, 800 * MIB), (338, 3, 1, 2)),
+            ),
+        ),
+        (300, struct.pack("<4H", 16, 16, 16, 16)),
+    ),
+    "a WebP file": hollow(
+        "data/train/red/bomb.webp",
+        900 * MIB,
+        (0, b"RIFF" + struct.pack("<I", 900 * MIB - 8) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(10)),
+    ),
+    "an AVIF file": hollow("data/train/red/bomb.avif", 900 * MIB, (0, b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf")),
+    "a bitmap's header": hollow(
+        "data/train/red/bomb.bmp", 900 * MIB, (0, b"BM" + struct.pack("<IHHII", 0, 0, 0, 54, 700 * MIB))
+    ),
+    "16 bits, interlaced": picture(png_header(13300, 13400, 16, 0, 1), 26630, 13400),
+    "the most pixels of three colours": picture(png_header(10000, 9900, 8, 2), 30001, 9900),
+}  # fmt: skip
+
+
+@pytest.fixture
+def working(original: Project, tmp_path: Path) -> tuple[Path, int]:
+    """The small project, and the peak of a run on it as it is."""
+    folder = tmp_path / "project"
+    shutil.copytree(original.folder, folder)
+    return folder, _usual(original.folder, tmp_path)
+
+
+_usual_peak: list[int] = []
+
+
+def _usual(original: Path, place: Path) -> int:
+    if not _usual_peak:
+        shutil.copytree(original, place / "usual")
+        peak, status, said = peak_of(place / "usual", *SELECT)
+        assert status == 0, said
+        _usual_peak.append(peak)
+    return _usual_peak[0]
+
+
+NETWORK = ("--arch", "network.py:tiny", "--workers", "0", "--cache-dir", "cache")
+SELECT = ("select", "model.safetensors", "data", "-n", "9", *NETWORK)
+
+
+@pytest.mark.parametrize("bomb", IMAGES.values(), ids=IMAGES.keys())
+def test_an_image_takes_little_memory(working: tuple[Path, int], bomb: Bomb) -> None:
+    folder, usual = working
+    bomb(folder)
+    peak, status, said = peak_of(folder, *SELECT)
+    assert status == 0, said
+    assert peak - usual < LIMIT
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("polish", "model.safetensors", "data", *NETWORK, "--epochs", "1", "-o", "polished.safetensors"),
+        ("suspects", "model.safetensors", "data", *NETWORK, "--all", "--html", "a.html", "--review", "b.html"),
+    ],
+    ids=["polish", "the pages of suspects"],
+)
+def test_the_largest_picture_takes_little_memory_everywhere(
+    working: tuple[Path, int], arguments: tuple[str, ...]
+) -> None:
+    folder, usual = working
+    IMAGES["16 bits, interlaced"](folder)
+    peak, status, said = peak_of(folder, *arguments)
+    assert status == 0, said
+    assert peak - usual < LIMIT
+
+
+def zipped(method: int) -> Bomb:
+    def make(folder: Path) -> None:
+        with zipfile.ZipFile(folder / "bomb.zip", "w", method) as archive, archive.open("a/0.png", "w") as member:
+            for _ in range(600):
+                member.write(bytes(MIB))
+
+    return make
+
+
+def arrays(folder: Path) -> None:
+    """Six megabytes that do not compress, beside six hundred that do."""
+    with zipfile.ZipFile(folder / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("train_images.npy", "w") as member:
+            facts = {"descr": "|u1", "fortran_order": False, "shape": (600, 1024, 1024)}
+            np.lib.format.write_array_header_1_0(member, facts)
+            for _ in range(600):
+                member.write(bytes(MIB))
+        labels, noise = io.BytesIO(), io.BytesIO()
+        np.save(labels, np.arange(600) % 3)
+        np.save(noise, np.random.default_rng(0).integers(0, 256, 6 * MIB, np.uint8))
+        archive.writestr("train_labels.npy", labels.getvalue())
+        archive.writestr("noise.npy", noise.getvalue())
+
+
+def batches(size: int, start: bytes) -> Bomb:
+    def make(folder: Path) -> None:
+        (folder / "bomb").mkdir()
+        for name in ("data_batch_1", "test_batch"):
+            hollow(f"bomb/{name}", size, (0, start))(folder)
+
+    return make
+
+
+def shard_of(size: int) -> Bomb:
+    """Shards of one image of this size, and of small ones."""
+
+    def make(folder: Path) -> None:
+        small = (folder / "data/train/red/00.png").read_bytes()
+        for split in ("train", "val"):
+            (folder / "bomb").mkdir(exist_ok=True)
+            with (folder / f"bomb/{split}-0.tar").open("wb") as handle:
+                for number in range(9):
+                    for name, content in ((f"{number}.png", small), (f"{number}.cls", str(number % 3).encode())):
+                        is_bomb = name == "0.png"
+                        head = tarfile.TarInfo(name)
+                        head.size = size if is_bomb else len(content)
+                        handle.write(head.tobuf(tarfile.GNU_FORMAT))
+                        handle.seek(size, os.SEEK_CUR) if is_bomb else handle.write(
+                            content + bytes(-len(content) % 512)
+                        )
+                handle.write(bytes(1024))
+
+    return make
+
+
+CONTAINERS: dict[str, tuple[Bomb, str, int]] = {
+    "a zip archive, by bzip2": (zipped(zipfile.ZIP_BZIP2), "bomb.zip", 1),
+    "a zip archive, by LZMA": (zipped(zipfile.ZIP_LZMA), "bomb.zip", 1),
+    "compressed arrays": (arrays, "bomb.npz", 1),
+    "a large batch": (batches(511 * MIB, b"\x80\x04\x8d" + struct.pack("<Q", 500 * MIB)), "bomb", 1),
+    "a text in a batch": (batches(220 * MIB, b"\x80\x04\x8d" + struct.pack("<Q", 210 * MIB)), "bomb", 1),
+    "dictionaries in a batch": (batches(20 * MIB, b"\x80\x02(" + b"}" * (19 * MIB)), "bomb", 1),
+    # Its small images are the same in both splits.
+    "an image in a shard": (shard_of(900 * MIB), "bomb", 1),
+}
+
+
+@pytest.mark.parametrize(("bomb", "name", "expected"), CONTAINERS.values(), ids=CONTAINERS.keys())
+def test_a_file_of_many_images_takes_little_memory(
+    working: tuple[Path, int], bomb: Bomb, name: str, expected: int
+) -> None:
+    folder, usual = working
+    bomb(folder)
+    peak, status, said = peak_of(folder, "select", "model.safetensors", name, "-n", "6", *NETWORK)
+    assert status == expected, said
+    assert "Traceback" not in said
+    assert peak - usual < LIMIT
+
+
+def table(columns: Callable[[bytes], Mapping[str, object]], name: str = "bomb.parquet") -> Bomb:
+    def make(folder: Path) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        small = (folder / "data/train/red/00.png").read_bytes()
+        parquet.write_table(pyarrow.table(columns(small)), folder / name, compression="zstd")
+
+    return make
+
+
+def one(value: object, count: int) -> object:
+    """A column of one value, which is written once."""
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(count, "i4")), pyarrow.array([value]))
+
+
+TABLES: dict[str, Bomb] = {
+    "images that are written once": table(
+        lambda _small: {"image": one(bytes(MIB), 10_000), "label": np.arange(10_000) % 3}
+    ),
+    "labels that are written once": table(
+        lambda small: {"image": one(small, 10_000), "label": one("a" * 100_000, 10_000)}
+    ),
+    "millions of rows": table(lambda small: {"image": one(small, 10_000_000), "label": one("a", 10_000_000)}),
+}
+
+
+@pytest.mark.parametrize("bomb", TABLES.values(), ids=TABLES.keys())
+@pytest.mark.parametrize("way", ["data", "labels"])
+def test_a_table_takes_little_memory(working: tuple[Path, int], bomb: Bomb, way: str) -> None:
+    folder, usual = working
+    bomb(folder)
+    data = ("bomb.parquet",) if way == "data" else ("data", "--labels", "bomb.parquet")
+    peak, status, said = peak_of(folder, "select", "model.safetensors", *data, "-n", "6", *NETWORK)
+    assert status in (0, 1), said
+    assert "Traceback" not in said
+    assert peak - usual < LIMIT
+
+
+TEXTS: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "labels.csv": (b"path,label\n", (*SELECT, "--labels", "labels.csv")),
+    "labels.json": (b'{"path": "', (*SELECT, "--labels", "labels.json")),
+    "list.txt": (b"data/train/red/00.png", ("select", "model.safetensors", "list.txt", "-n", "9", *NETWORK)),
+    "trusted.jsonl": (b'{"path": "', ("project", *SELECT[1:3], *NETWORK, "--trusted", "trusted.jsonl")),
+    "map.csv": (b"folder,class\n", (*SELECT, "--class-map", "map.csv")),
+    "map.json": (b'{"red": "', (*SELECT, "--class-map", "map.json")),
+    "report.json": (b'{"title": "', ("report", "report.json")),
+    "labels.npy": (b"\x93NUMPY\2\0" + struct.pack("<I", 900 * MIB), (*SELECT, "--labels", "labels.npy")),
+}
+
+
+def npy(shape: int) -> bytes:
+    start = io.BytesIO()
+    np.lib.format.write_array_header_1_0(start, {"descr": "|i1", "fortran_order": False, "shape": (shape,)})
+    return start.getvalue()
+
+
+@pytest.mark.parametrize("count", [100 * MIB, 900 * MIB])
+@pytest.mark.parametrize("way", ["--labels", "--trusted"])
+def test_an_array_without_content_takes_little_memory(working: tuple[Path, int], count: int, way: str) -> None:
+    folder, usual = working
+    hollow("array.npy", 128 + count, (0, npy(count)))(folder)
+    command, count_of = (SELECT[:3], ("-n", "9")) if way == "--labels" else (("project", *SELECT[1:3]), ())
+    peak, status, said = peak_of(folder, *command, *NETWORK, *count_of, way, "array.npy")
+    assert status == 1, said
+    assert "Traceback" not in said
+    assert peak - usual < LIMIT
+
+
+@pytest.mark.parametrize("size", [1000 * MIB, 3000 * MIB])
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_without_content_takes_little_memory(working: tuple[Path, int], name: str, size: int) -> None:
+    folder, usual = working
+    start, arguments = TEXTS[name]
+    hollow(name, size, (0, start))(folder)
+    peak, status, said = peak_of(folder, *arguments)
+    assert status == 1, said
+    assert [line.partition(":")[0] for line in said.splitlines()][-2:] == ["error", "hint"]
+    assert peak - usual < LIMIT

@@ -14,13 +14,29 @@ from sapcli.machine.reading import check_text, open_input, read_input
 
 
 def test_a_file_and_a_pipe_give_the_same_bytes(tmp_path: Path) -> None:
-    content = bytes(range(256)) * 1000
+    content = bytes(range(256)) * 10_000
     (tmp_path / "file").write_bytes(content)
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
     writer.start()
     assert read_input(tmp_path / "file") == read_input(tmp_path / "pipe") == content
     writer.join()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+def test_a_text_in_any_unicode_form_is_read(tmp_path: Path, encoding: str) -> None:
+    content = "a\0b\0\0".encode(encoding) * 3_000_000
+    (tmp_path / "file").write_bytes(content)
+    assert read_input(tmp_path / "file") == content
+
+
+@pytest.mark.parametrize("start", [b"", b"path,label\n"])
+def test_a_file_without_content_is_no_text(tmp_path: Path, start: bytes) -> None:
+    with (tmp_path / "file").open("wb") as handle:
+        handle.write(start)
+        handle.truncate(100 << 20)
+    with pytest.raises(SapError, match="holds zeros"):
+        read_input(tmp_path / "file")
 
 
 def test_devices_and_sockets_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def _report(
+    context: typer.Context,
     result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="What `sap project --report` wrote.")],
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE|-", help="Where to write: .html, .md or .json.")
@@ -49,10 +50,11 @@ def _report(
     """
     from sapcli.commands.report import report as command
 
-    command(result, form, OutputOptions(output, force), model_card)
+    command(result, form, OutputOptions(output, force), model_card, context)
 
 
 def _noise(
+    context: typer.Context,
     data: DataArgument,
     kind: Annotated[
         NoiseKind,
@@ -105,7 +107,7 @@ def _noise(
 
     chosen = tuple(pair or ()), tuple(group or ())
     request = NoiseRequest(kind, rate, *chosen, seed, truth, labels, split, output_format)
-    command(data, request, OutputOptions(output, force))
+    command(data, request, OutputOptions(output, force), context)
 
 
 def _config(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import typer
 
 from sapcli.commands.line import console
 from sapcli.commands.line.options import OutputOptions
@@ -49,7 +50,7 @@ class NoiseRequest:
     format: ResultFormat = ResultFormat.TEXT
 
 
-def noise(data: Path, request: NoiseRequest, output: OutputOptions) -> None:
+def noise(data: Path, request: NoiseRequest, output: OutputOptions, context: typer.Context) -> None:
     """`sap noise`."""
     pairs, groups = _pairs(request.pairs), [tuple(group.split(",")) for group in request.groups]
     for given, option, kind in ((pairs, "--pair", NoiseKind.ASYMMETRIC), (groups, "--group", NoiseKind.HIERARCHICAL)):
@@ -62,7 +63,8 @@ def noise(data: Path, request: NoiseRequest, output: OutputOptions) -> None:
         check_writable(request.truth, output.force, "--truth")
     reads = Reads()
     reads.add_file("--labels", request.labels)
-    reads.add_file("DATA", data if data.is_file() else None)
+    reads.add_data(data)
+    reads.add_settings(context)
     check_outputs([("-o", destination), ("--truth", request.truth)], reads)
     dataset = _opened(data, request)
     if len(dataset.classes) < 2:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import typer
+
 from sapcli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sapcli.commands.line.settings_file import SettingsFile
 from sapcli.datasets.containers.archives import is_archive
 from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import file_and_key, read_labels, read_path_list
@@ -19,6 +23,12 @@ from sapcli.errors import CheckpointError, SapError, UsageError
 from sapcli.settings import names_own_code
 
 _Identity = tuple[int, int]
+# What a data folder is read from, beside its images: files of several images, and labels under names of their own.
+_CONTAINERS = (".parquet", ".arrow", ".tar", ".npz", ".npy", ".mat", ".bin")
+_LABELS = re.compile(
+    r"metadata\.(csv|jsonl)|val_annotations\.txt|LOC_\w+\.csv|ILSVRC2012_\w+\.txt|"
+    r"data_batch_\d+|test_batch|train|test|meta|batches\.meta"
+)
 
 
 @dataclass
@@ -50,6 +60,12 @@ class Reads:
             if not _is_folder(path):
                 self.files.append(("the data", path))
 
+    def add_settings(self, context: typer.Context) -> None:
+        """The file that settings of the command come from, where it has no other way to tell."""
+        file = context.find_root().obj
+        if isinstance(file, SettingsFile):
+            self.files.append(("the settings file", file.path))
+
     def add_checkpoint(self, checkpoint: Checkpoint) -> None:
         """A checkpoint: its file or its index and shards, and the config.json beside it."""
         if checkpoint.path is None:
@@ -57,6 +73,10 @@ class Reads:
         self.files.append(("the input itself", checkpoint.path))
         self.files += [("a shard of the input", checkpoint.path.with_name(name)) for name in checkpoint.files]
         self.files.append(("the input's config.json", checkpoint.path.with_name("config.json")))
+        if checkpoint.folder is not None:
+            # All that lies beside the weights belongs to the model, and is written again with it.
+            with contextlib.suppress(OSError):
+                self.files += [("a file of the model's folder", file) for file in checkpoint.folder.iterdir()]
 
     def add_checkpoint_named(self, source: str) -> None:
         """A checkpoint that is not open; one that cannot be opened is told of when its turn comes."""
@@ -75,6 +95,9 @@ class Reads:
         place = architecture.rpartition(":")[0]
         if place.endswith(".py"):
             self.files.append(("the network's own code", Path(place)))
+            with contextlib.suppress(OSError):
+                # What it imports lies beside it.
+                self.files += [("code beside the network's", file) for file in Path(place).parent.glob("*.py")]
         else:
             module = Path(*place.split("."))
             self.files += [
@@ -109,7 +132,7 @@ def check_outputs(outputs: Iterable[tuple[str, Path | None]], reads: Reads) -> N
     for data in reads.images:
         for identity in _image_identities(data, {inode for _device, inode in existing}):
             if identity in existing:
-                _refuse(*existing[identity], f"an image of {data}")
+                _refuse(*existing[identity], f"an image of {data}, or read with its images")
 
 
 def _refuse(option: str, path: Path, what: str) -> None:
@@ -167,7 +190,12 @@ def _below(folder: str | Path, inodes: set[int], seen: set[_Identity]) -> Iterat
         with contextlib.suppress(OSError):
             if entry.is_dir():
                 yield from _below(entry.path, inodes, seen)
-            elif entry.name.lower().endswith(image_suffixes()) and (entry.is_symlink() or entry.inode() in inodes):
+            elif _holds_data(entry.name) and (entry.is_symlink() or entry.inode() in inodes):
                 found = _identity(entry.path)
                 if found is not None:
                     yield found
+
+
+def _holds_data(name: str) -> bool:
+    """Whether a file of a data folder is read, by its name."""
+    return name.lower().endswith((*image_suffixes(), *_CONTAINERS)) or _LABELS.fullmatch(name) is not None

@@ -24,13 +24,14 @@ _LONGEST_HEADER = 10_000
 _MOST_MEMBERS = 1000
 # The arrays of a dataset are looked into one by one, and each is in memory as a whole.
 _MOST_ARRAY_BYTES = 64 << 30
-# Pixels hardly compress; pictures of one colour do, a hundredfold.
-_TIMES_COMPRESSED, _SMALL = 100, 64 << 20
+# Pixels hardly compress; drawings of few colours do, up to some thirty times.
+_TIMES_COMPRESSED, _SMALL = 32, 64 << 20
+_READ_AT_ONCE = 1 << 20
 _AGAIN = "Write it again: numpy.savez(FILE, train_images=..., train_labels=...)."
 
 
 def read_npy(file: Path) -> Array | dict[str, object]:
-    """The array of a `.npy` file; the dictionary where it holds one, as a pickle that is read without running code.
+    """The array of labels in a `.npy` file; the dictionary where it holds one, of a pickle that runs no code.
 
     Raises:
         DatasetError: If it is damaged, larger inside than outside, or holds other objects.
@@ -38,6 +39,8 @@ def read_npy(file: Path) -> Array | dict[str, object]:
     """
     with os.fdopen(open_regular(file), "rb") as handle:
         size = os.fstat(handle.fileno()).st_size
+        if size > MOST_BYTES:
+            raise DatasetError(f"{file} is larger than {MOST_BYTES >> 20} MiB, expected labels", "Name the right file.")
         return _array(handle, size, str(file))
 
 
@@ -48,7 +51,7 @@ def _array(handle: IO[bytes], size: int, source: str) -> Array | dict[str, objec
     if dtype.hasobject:
         if dtype != np.dtype(object) or left > MOST_BYTES:
             raise DatasetError(f"{source} holds Python objects", _AGAIN)
-        value = read_arrays(handle.read(left), source)
+        value = read_arrays(handle, source)
         if isinstance(value, dict):
             return cast("dict[str, object]", value)
         array = as_array(value)
@@ -58,21 +61,29 @@ def _array(handle: IO[bytes], size: int, source: str) -> Array | dict[str, objec
     count = math.prod(shape)
     if min(shape, default=0) < 0 or dtype.itemsize == 0 or count * dtype.itemsize != left:
         raise DatasetError(f"{source} says that it has {count:,} elements, and has {left:,} bytes", _AGAIN)
-    content = handle.read(left)
-    return np.frombuffer(content, dtype, count).reshape(shape, order="F" if is_fortran else "C")
+    content = np.empty(count * dtype.itemsize, np.uint8)
+    filled = content.data
+    while filled and (read := cast("io.BufferedIOBase", handle).readinto(filled[:_READ_AT_ONCE])):
+        filled = filled[read:]
+    if filled:
+        raise DatasetError(f"{source}: it ends in the middle of an array", "Get the file again.")
+    return content.view(dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
 def _header(handle: IO[bytes], source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type of an array."""
+    # NumPy's reader looks at how long a header says that it is only when it has read it.
+    begin, start = handle.tell(), io.BytesIO(handle.read(_LONGEST_HEADER))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            version = np.lib.format.read_magic(handle)
+            version = np.lib.format.read_magic(start)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, is_fortran, dtype = read(handle, max_header_size=_LONGEST_HEADER)
+            shape, is_fortran, dtype = read(start, max_header_size=_LONGEST_HEADER)
     except (ValueError, OSError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(f"{source}: not a whole array of NumPy's: {reason}", _AGAIN) from error
+    handle.seek(begin + start.tell())
     return shape, is_fortran, dtype
 
 
@@ -108,10 +119,9 @@ class NpzFile:
         try:
             with self._opened() as archive, archive.open(member) as handle:
                 # Reading ends where the archive says that the array ends, whatever comes.
-                content = handle.read(member.file_size)
+                found = _array(handle, member.file_size, source)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, MemoryError) as error:
             raise DatasetError(f"{source}: damaged: {error}", "Get the file again.") from error
-        found = _array(io.BytesIO(content), len(content), source)
         if isinstance(found, dict):
             raise DatasetError(f"{source} holds Python objects", _AGAIN)
         return found
@@ -134,6 +144,9 @@ class NpzFile:
             raise DatasetError(f"{self.file}: not a whole .npz file: {error}", "Get the file again.") from error
         size = os.fstat(handle.fileno()).st_size
         for member in archive.infolist():
+            # NumPy writes no others, and what they unpack to is known only by unpacking it.
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DatasetError(f"{self.file}, {member.filename[:100]!r} is compressed in an unusual way", _AGAIN)
             if member.file_size > min(_MOST_ARRAY_BYTES, _TIMES_COMPRESSED * size + _SMALL):
                 raise DatasetError(
                     f"{self.file}, {member.filename[:100]!r} says that it has {member.file_size:,} bytes", _AGAIN

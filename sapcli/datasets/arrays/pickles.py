@@ -8,21 +8,22 @@ whose memory is bounded by the number of instructions.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from sapcli.errors import DatasetError
 
-MOST_BYTES = 512 << 20
-"""Of a pickle that is read; CIFAR-100's training images have 148 MiB."""
-# CIFAR-100 has some 400,000; each leaves 64 bytes at most, beside what the pickle itself holds.
-_MOST_INSTRUCTIONS = 4_000_000
+MOST_BYTES = 224 << 20
+"""Of a pickle that is read, of which there may be two copies at a time; CIFAR-100's training images have 148 MiB."""
+# CIFAR-100 has some 400,000; each leaves some 140 bytes at most, beside what the pickle itself holds.
+_MOST_INSTRUCTIONS = 2_500_000
 _DEEPEST = 16
 _MOST_DIMENSIONS = 8
 _DTYPE = re.compile(r"[<>|=]?([biufSUO]\d{0,6}|\?)")
@@ -45,21 +46,22 @@ _FAULTS = (
 Storages = Callable[[str], bytes]
 
 
-def read_arrays(content: bytes, source: str, storages: Storages | None = None) -> object:
+def read_arrays(content: bytes | IO[bytes], source: str, storages: Storages | None = None) -> object:
     """The value that a pickle holds: dictionaries, lists, texts, numbers and arrays.
 
     Texts that Python 2 has written are bytes where they are values, and texts where they are keys.
 
     Args:
-        content: The pickle.
+        content: The pickle, or the file in which it begins here and is all that is left.
         source: What messages call it.
         storages: The bytes of a tensor's storage by its key, in a file of PyTorch's.
 
     Raises:
         DatasetError: If it is damaged, too large, or holds anything else.
     """
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
-        return _resolved(_Reader(content, storages).load(), 0)
+        return _resolved(_Reader(file, storages).load(), 0)
     except _ForeignError as error:
         raise DatasetError(
             f"{source} holds {error}, where only arrays, texts and numbers are read",
@@ -157,10 +159,13 @@ class _Reader(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
     read: Callable[[int], bytes]
 
-    def __init__(self, content: bytes, storages: Storages | None) -> None:
-        super().__init__(io.BytesIO(content), encoding="bytes")
+    def __init__(self, file: IO[bytes], storages: Storages | None) -> None:
+        begin = file.tell()
+        size = file.seek(0, os.SEEK_END) - begin
+        file.seek(begin)
+        super().__init__(file, encoding="bytes")
         self._storages = storages
-        self._left_to_encode = len(content)
+        self._left_to_encode = size
         cls = _Reader
         self.dispatch = _Instructions(  # type: ignore[misc]
             {

@@ -85,7 +85,7 @@ def unpacked_archive(path: Path) -> Path:
     try:
         status = path.stat()
         facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        folder = _unpacked(path.resolve(), facts)
+        folder = _unpacked(Path(os.path.realpath(path)), facts)
         entries = list(folder.iterdir())
     except (_Refused, tarfile.FilterError) as error:
         raise DatasetError(
@@ -181,6 +181,9 @@ def _unzip(file: IO[bytes], folder: Path, most: int, members: int) -> None:
                 os.makedirs(place, exist_ok=True)  # noqa: PTH103
                 continue
             os.makedirs(os.path.dirname(place), exist_ok=True)  # noqa: PTH103, PTH120
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # Python unpacks a piece of the others at once, however much comes of it.
+                raise _Refused(f"{name!r} is compressed in an unusual way")
             # Reading ends where the directory says that the member ends, whatever comes.
             with archive.open(info) as source, open(place, "wb") as target:  # noqa: PTH123
                 shutil.copyfileobj(source, target, _READ_AT_ONCE)

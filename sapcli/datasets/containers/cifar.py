@@ -129,7 +129,7 @@ def _dictionary(file: Path) -> Mapping[str, Any]:
     with os.fdopen(open_regular(file), "rb") as handle:
         if os.fstat(handle.fileno()).st_size > MOST_BYTES:
             raise DatasetError(f"{file} is larger than {MOST_BYTES >> 20} MiB, and no batch of CIFAR's", "Check it.")
-        content = read_arrays(handle.read(), str(file))
+        content = read_arrays(handle, str(file))
     if not isinstance(content, dict):
         raise DatasetError(f"{file} is no batch of CIFAR's, which is a dictionary", "Give a folder of images.")
     return cast("Mapping[str, Any]", content)

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+MOST_OF_MEMBER = 128 << 20
+"""Bytes of an image that lies inside of a file, which is in memory beside its pixels."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from sapcli.datasets.containers.found import GivenLabels, Listing
+from sapcli.datasets.containers.found import MOST_OF_MEMBER, GivenLabels, Listing
 from sapcli.datasets.formats import image_suffixes, open_regular
 from sapcli.errors import DatasetError
 
@@ -112,6 +112,8 @@ class Shard:
             status = os.fstat(descriptor)
             if (status.st_ino, status.st_size, status.st_mtime_ns) != self._facts:
                 raise OSError(errno.ESTALE, "the shard has changed since it was listed")
+            if self._sizes[place] > MOST_OF_MEMBER:
+                raise OSError(errno.EFBIG, f"larger than {MOST_OF_MEMBER:,} bytes, expected an image")
             return os.pread(descriptor, self._sizes[place], self._offsets[place])
         finally:
             os.close(descriptor)

@@ -11,12 +11,13 @@ import importlib.util
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
 
-from sapcli.datasets.containers.found import GivenLabels, Listing, joined
+from sapcli.datasets.arrays.parquet_files import as_list, check_columns, open_parquet
+from sapcli.datasets.containers.found import MOST_OF_MEMBER, GivenLabels, Listing, joined
 from sapcli.errors import DatasetError
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -31,6 +32,7 @@ _LABELS = (
 _COLUMNS_SHOWN = 12
 # Row groups of images are some hundred megabytes; what says that it has more is not read.
 _MOST_GROUP_BYTES = 8 << 30
+_SMALL = 64 << 20
 _KEPT_GROUPS = 2
 
 
@@ -64,12 +66,9 @@ def _pyarrow(file: Path) -> ModuleType:
 class _Parquet:
     def __init__(self, file: Path) -> None:
         _pyarrow(file)
-        import pyarrow.parquet
-
         self._file = file
-        # Threads would be lost in the processes that decode images.
-        self._parquet = pyarrow.parquet.ParquetFile(file, memory_map=True)
-        self.schema = self._parquet.schema_arrow
+        self._parquet = open_parquet(file)
+        self.schema = self._parquet.schema.to_arrow_schema()
         metadata = self._parquet.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = list(itertools.accumulate(sizes, initial=0))
@@ -79,13 +78,15 @@ class _Parquet:
         return int(self._starts[-1])
 
     def column(self, name: str) -> list[Any]:
-        return cast("list[Any]", self._parquet.read(columns=[name], use_threads=False).column(0).to_pylist())
+        check_columns(self._file, self._parquet, name)
+        return as_list(self._parquet.read(columns=[name], use_threads=False).column(0))
 
     def value(self, column: str, row: int) -> Any:
         group = bisect.bisect_right(self._starts, row) - 1
         return self._group(group, column)[row - self._starts[group]].as_py()
 
     def part(self, column: str, field: str) -> list[Any]:
+        check_columns(self._file, self._parquet, f"{column}.{field}")
         values = self._parquet.read(columns=[f"{column}.{field}"], use_threads=False).column(0).to_pylist()
         return [None if value is None else value.get(field) for value in values]
 
@@ -93,6 +94,7 @@ class _Parquet:
         size = self._parquet.metadata.row_group(group).total_byte_size
         if size > _MOST_GROUP_BYTES:
             raise DatasetError(f"{self._file}: a row group of {size:,} bytes", "Write smaller row groups.")
+        check_columns(self._file, self._parquet, column, group)
         return self._parquet.read_row_group(group, columns=[column], use_threads=False).column(0)
 
 
@@ -100,19 +102,28 @@ class _Arrow:
     def __init__(self, file: Path) -> None:
         pyarrow = _pyarrow(file)
         source = pyarrow.memory_map(str(file))
+        most = _SMALL + source.size()
         # `datasets` writes streams, others files; both are mapped, and their images not copied.
         try:
-            self._table = pyarrow.ipc.open_stream(source).read_all()
+            reader = pyarrow.ipc.open_stream(source)
+            batches: Iterable[Any] = reader
         except pyarrow.ArrowInvalid:
             source.seek(0)
-            self._table = pyarrow.ipc.open_file(source).read_all()
+            reader = pyarrow.ipc.open_file(source)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        kept = []
+        for batch in batches:
+            kept.append(batch)
+            if pyarrow.total_allocated_bytes() > most:
+                raise DatasetError(f"{file} unpacks to more than {most:,} bytes", "Write it without compression.")
+        self._table = pyarrow.Table.from_batches(kept, reader.schema)
         self.schema = self._table.schema
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
     def column(self, name: str) -> list[Any]:
-        return cast("list[Any]", self._table.column(name).to_pylist())
+        return as_list(self._table.column(name))
 
     def value(self, column: str, row: int) -> Any:
         return self._table.column(column)[row].as_py()
@@ -151,6 +162,8 @@ class ImageTable:
         content = value.get("bytes") if isinstance(value, Mapping) else value
         if not isinstance(content, bytes):
             raise ValueError("the row has no image, or only the path of one")
+        if len(content) > MOST_OF_MEMBER:
+            raise ValueError(f"larger than {MOST_OF_MEMBER:,} bytes, expected an image")
         return content
 
     def files(self) -> list[str] | None:

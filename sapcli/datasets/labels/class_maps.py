@@ -11,6 +11,8 @@ from sapcli.datasets.labels.tables import read_table
 from sapcli.datasets.labels.texts import json_value, numbered_lines, read_text
 from sapcli.errors import DatasetError
 
+# ImageNet-21k has 21,841 classes.
+_MOST_ENTRIES = 500_000
 _MAP_COLUMNS = ("class", "label", "name", "index")
 
 
@@ -24,6 +26,8 @@ def read_class_map(file: Path) -> dict[str, str | int]:
         DatasetError: If the file cannot be read, is not UTF-8, is none of these forms, or names a folder twice.
     """
     text = read_text(file)
+    if max(text.count("\n"), text.count(",")) > _MOST_ENTRIES:
+        raise DatasetError(f"{file} has more than {_MOST_ENTRIES:,} lines, expected a class map", "Check its name.")
     if text.lstrip()[:1] in ("{", "["):
         pairs = _json_class_map(file, text)
     elif file.suffix.lower() in (".csv", ".tsv"):

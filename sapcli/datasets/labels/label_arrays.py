@@ -18,6 +18,8 @@ ARRAY_SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 """What the names of files of label arrays end in."""
 
 _KEYS_SHOWN = 12
+MOST_LABELS = 1 << 24
+"""Labels in an array; ImageNet-21k has 14 million."""
 
 
 def read_label_array(file: Path, key: str | None) -> tuple[str, ...]:
@@ -61,6 +63,8 @@ def texts_of(array: npt.NDArray[Any], file: Path) -> tuple[str, ...]:
         raise DatasetError(
             f"{file} holds an array of {array.dtype} of {shape}, expected a label for each image", _hint(file)
         )
+    if len(array) > MOST_LABELS:
+        raise DatasetError(f"{file} holds {len(array):,} labels, and at most {MOST_LABELS:,} are read", _hint(file))
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8", "replace")
     return tuple(item if isinstance(item, str) else repr(item) for item in array.tolist())

@@ -30,7 +30,7 @@ _PREDICTION_STRING = "predictionstring"
 _EXAMPLE = 'Give lines such as {"path": "a.png", "label": "cat"}.'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelRow:
     """One line of a label file.
 

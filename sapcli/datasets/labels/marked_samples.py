@@ -16,6 +16,7 @@ import numpy as np
 
 from sapcli.datasets.arrays.npy import read_npy
 from sapcli.datasets.labels.columns import find_paths
+from sapcli.datasets.labels.label_arrays import MOST_LABELS
 from sapcli.datasets.labels.label_numbers import whole_number
 from sapcli.datasets.labels.texts import unreadable
 from sapcli.errors import DatasetError
@@ -116,6 +117,8 @@ def read_mask(file: Path, *, wrong: bool) -> MarkedSamples:
         raise unreadable(file, error) from error
     if isinstance(array, dict) or array.ndim != 1 or array.dtype.kind not in "biu":
         raise DatasetError(f"{file} is neither a mask nor an array of indices", "Save one with numpy.save.")
+    if len(array) > MOST_LABELS:
+        raise DatasetError(f"{file} is about {len(array):,} samples, and at most {MOST_LABELS:,} are read", "Check it.")
     if array.dtype.kind == "b":
         # As with cleanlab, what is marked is wrong; a mask of the trusted samples marks those.
         found = np.flatnonzero(array).tolist()

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from sapcli.datasets.arrays.parquet_files import as_list, check_columns, open_parquet
 from sapcli.errors import DatasetError
 
 PARQUET = ".parquet"
@@ -17,7 +18,7 @@ def parquet_header(file: Path) -> list[str]:
     Raises:
         DatasetError: If it is damaged, or pyarrow is not there.
     """
-    return [str(name) for name in _opened(file).schema_arrow.names]
+    return [str(name) for name in _opened(file).schema.to_arrow_schema().names]
 
 
 def parquet_columns(file: Path, names: list[str]) -> list[list[Any]]:
@@ -28,7 +29,9 @@ def parquet_columns(file: Path, names: list[str]) -> list[list[Any]]:
     """
     table = _opened(file)
     try:
-        return [table.read(columns=[name], use_threads=False).column(0).to_pylist() for name in names]
+        for name in names:
+            check_columns(file, table, name)
+        return [as_list(table.read(columns=[name], use_threads=False).column(0)) for name in names]
     except (OSError, ValueError, MemoryError) as error:
         raise _damaged(file, error) from error
 
@@ -36,10 +39,10 @@ def parquet_columns(file: Path, names: list[str]) -> list[list[Any]]:
 def _opened(file: Path) -> Any:
     if importlib.util.find_spec("pyarrow") is None:
         raise DatasetError(f"{file}: reading Parquet files needs pyarrow", "pip install 'sapcli[datasets]'")
-    import pyarrow.parquet
+    import pyarrow
 
     try:
-        return pyarrow.parquet.ParquetFile(file)
+        return open_parquet(file)
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _damaged(file, error) from error
 

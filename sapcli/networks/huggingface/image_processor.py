@@ -8,6 +8,7 @@ the device, as for all networks.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,8 @@ def processor_settings(folder: Path, source: str) -> dict[str, object] | None:
     Raises:
         ArchitectureError: It cannot be read, or makes images of different sizes.
     """
-    place = next((it for it in (folder, folder.resolve().parent) if _is_in(it)), None)
-    if place is None or (place != folder and not folder.resolve().name.startswith("checkpoint-")):
+    place = next((it for it in (folder, Path(os.path.realpath(folder)).parent) if _is_in(it)), None)
+    if place is None or (place != folder and not Path(os.path.realpath(folder)).name.startswith("checkpoint-")):
         return None
     with transformers(source) as library:
         try:

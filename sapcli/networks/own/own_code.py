@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -37,7 +38,7 @@ class OwnCode:
 
     def __init__(self, spec: str, place: str) -> None:
         self._file = Path(place) if place.endswith(".py") else None
-        folder = self._file.resolve().parent if self._file else Path.cwd()
+        folder = Path(os.path.realpath(self._file)).parent if self._file else Path.cwd()
         if self._file and not self._file.is_file():
             raise ArchitectureError(
                 f"there is no file {self._file}", "Give the path to the Python file that defines the network."
@@ -45,7 +46,8 @@ class OwnCode:
         self._sources = OwnSources(place.partition(".")[0] if self._file is None else "")
         self._place = place
         self._surroundings = Surroundings(
-            search_path=[str(folder), *sys.path], arguments=[str(self._file.resolve()) if self._file else place]
+            search_path=[str(folder), *sys.path],
+            arguments=[os.path.realpath(self._file) if self._file else place],
         )
         importlib.invalidate_caches()  # a file may have come since its folder was looked at
         with self.running(f"{place} of --arch {spec} cannot be imported", partial(self._hint, spec), building=True):
@@ -171,7 +173,7 @@ class OwnCode:
     def _import(self) -> ModuleType:
         if self._file is None:
             return importlib.import_module(self._place)
-        path = str(self._file.resolve())
+        path = os.path.realpath(self._file)
         name = f"_sap_factory_{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:16]}"
         specification = importlib.util.spec_from_file_location(name, path, loader=self._sources.loader(name, path))
         assert specification is not None  # there is a loader
@@ -191,7 +193,7 @@ class OwnCode:
             return "Correct the module, or give the file itself: --arch path/to/file.py:factory."
         if not isinstance(error, ImportError) or "relative import" not in str(error):
             return RUN_AGAIN
-        path, level = self._file.resolve(), _relative_level(self._file)
+        path, level = Path(os.path.realpath(self._file)), _relative_level(self._file)
         # Of a package without __init__.py there is only the number of dots to tell where it begins.
         folders = list(path.parents)
         above = [folder for folder in folders[level:] if not (folder / "__init__.py").is_file()]
@@ -223,7 +225,7 @@ def load_own_code(spec: str, place: str) -> OwnCode:
     Raises:
         ArchitectureError: There is no such file or module, or importing it fails.
     """
-    key = (str(Path(place).resolve()), "") if place.endswith(".py") else (place, str(Path.cwd()))
+    key = (os.path.realpath(place), "") if place.endswith(".py") else (place, str(Path.cwd()))
     known = _loaded.get(key)
     if known is not None and known.has_changed:
         known.forget()

@@ -114,6 +114,49 @@ def test_a_result_of_an_earlier_run_in_the_data_folder_is_no_input(project: Proj
         assert outcome.status == 0, outcome.stderr
 
 
+@pytest.mark.parametrize("name", ["more.parquet", "shard-0.tar", "train/metadata.csv", "data_batch_1"])
+@pytest.mark.parametrize("how", ["name", "hard link"])
+def test_what_a_data_folder_is_read_from_is_an_input(project: Project, name: str, how: str) -> None:
+    file = project.data / name
+    file.write_text("file_name,label\nred/00.png,red\n")
+    output = f"data/{name}"
+    if how == "hard link":
+        os.link(file, project.folder / "link")
+        output = "link"
+    assert "never overwritten" in refused(project, "select", *MODEL, "-n", "30", "-o", output, "--force")
+
+
+NOISE = ("noise", "data", "--kind", "symmetric", "--rate", "0.3", "--force")
+
+
+@pytest.mark.parametrize("name", ["data/train/red/00.png", "labels.csv", "sap.toml"])
+@pytest.mark.parametrize("option", ["-o", "--truth"])
+def test_noise_leaves_what_it_reads(project: Project, name: str, option: str) -> None:
+    os.link(project.folder / name, "link")
+    labels = ("--labels", "labels.csv", "-o", "noisy.csv") if option == "--truth" else ("--labels", "labels.csv")
+    assert "never overwritten" in refused(project, *NOISE, *labels, option, "link")
+
+
+def test_a_report_leaves_the_settings_file(project: Project) -> None:
+    os.link("sap.toml", "link.md")
+    assert "never overwritten" in refused(project, "report", "report.json", "-o", "link.md", "--force")
+
+
+def test_shards_replace_a_file_that_is_no_index(project: Project) -> None:
+    weights = load_file("model.safetensors")
+    save_file(weights, "shard.safetensors")
+    (project.folder / "sharded.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(weights, "shard.safetensors")})
+    )
+    for text in ('{"label_names": []}', '{"weight_map": [1]}', "[" * 100_000):
+        Path("out.json").write_text(text)
+        arguments = ("project", "sharded.index.json", *MODEL[1:], "-n", "30", "-o", "out.json", "--force")
+        outcome = run_here(*arguments)
+        assert outcome.status == 0, outcome.stderr
+        index = json.loads(Path("out.json").read_text())
+        assert set(index["weight_map"]) == set(weights)
+
+
 def test_images_of_a_list_are_inputs(project: Project) -> None:
     (project.folder / "val.csv").write_text("path,label\ndata/val/red/00.png,red\ndata/val/blue/00.png,blue\n")
     arguments = ("eval", MODEL[0], "val.csv", *MODEL[2:], "--force", "-o")
