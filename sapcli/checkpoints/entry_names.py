@@ -48,6 +48,11 @@ def without_inner_wrappers(name: str) -> str:
     return ".".join([*parts[:depth], *(part for part in parts[depth:] if part not in INNER_WRAPPERS)])
 
 
+def without_any_inner_wrapper(name: str) -> str:
+    """A name without what wrappers of submodules put anywhere into it."""
+    return ".".join(part for part in name.split(".") if part not in INNER_WRAPPERS)
+
+
 def candidate_prefixes(names: Collection[str]) -> list[str]:
     """What may stand before a network's own names in a checkpoint.
 

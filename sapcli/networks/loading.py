@@ -10,7 +10,12 @@ import torch
 from torch import nn
 
 from sapcli.checkpoints.checkpoint import refuse_quantised
-from sapcli.checkpoints.entry_names import candidate_prefixes, is_beside_network, top_prefixes
+from sapcli.checkpoints.entry_names import (
+    candidate_prefixes,
+    is_beside_network,
+    top_prefixes,
+    without_any_inner_wrapper,
+)
 from sapcli.checkpoints.other_formats import explain_names
 from sapcli.errors import ArchitectureError, NumericsError
 
@@ -223,6 +228,8 @@ def _match_under(prefix: str, checkpoint: Checkpoint, outline: Outline) -> Match
     for name, tied_names in outline.tied_names.items():
         stand_in = checkpoint.metadata.get(prefix + name, prefix + name)
         candidates = [prefix + name, stand_in, *(prefix + tied for tied in tied_names)]
+        # The network may have wrapped submodules itself, by torch.compile for one.
+        candidates += [without_any_inner_wrapper(candidate) for candidate in candidates]
         found = next((candidate for candidate in candidates if candidate in names), None)
         if found is not None:
             entry_names[name] = names[found]
@@ -232,7 +239,7 @@ def _match_under(prefix: str, checkpoint: Checkpoint, outline: Outline) -> Match
     # A Lightning module has more than its network: losses, metrics, buffers of its own.
     is_part = bool(prefix) and checkpoint.training is not None and checkpoint.training.is_lightning
     used = set(entry_names.values())
-    derived = {prefix + name for name in outline.derived}
+    derived = {each for name in outline.derived for each in (prefix + name, without_any_inner_wrapper(prefix + name))}
     leftover = {entry: name for name, entry in names.items() if entry not in used}
     extra = {
         entry: None

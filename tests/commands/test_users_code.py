@@ -97,6 +97,7 @@ def test_progress_for_programs_may_go_to_stdout(copied: Project) -> None:
         ("    layers =", "    import sys; sys.exit('of an exit')\n    layers =", "SystemExit: of an exit"),
         ("class Network(nn.Sequential):", f"{FORWARD}        raise OSError('of forward')", "OSError: of forward"),
         ("class Network(nn.Sequential):", f"{FORWARD}        raise SystemExit('left')", "SystemExit: left"),
+        ("class Network(nn.Sequential):", f"{FORWARD}        raise GeneratorExit('over')", "GeneratorExit: over"),
         (
             "class Network(nn.Sequential):",
             "class Network(nn.Sequential):\n    def eval(self):\n        raise TypeError('of eval')",
