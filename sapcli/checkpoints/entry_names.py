@@ -14,7 +14,7 @@ TRAINING_STATE = frozenset(
         *("scheduler", "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict"),
         *("scaler", "grad_scaler", "amp", "amp_scaler", "scaler_state_dict"),
         *("ema", "model_ema", "ema_model", "module_ema", "state_dict_ema", "ema_state_dict", "model_state_dict_ema"),
-        *("criterion", "loss", "callbacks", "loops", "n_averaged"),
+        *("criterion", "criterion_state_dict", "loss", "loss_state_dict", "callbacks", "loops", "n_averaged"),
     }
 )
 """First components of names that never are weights of the network, but what training scripts save beside them."""

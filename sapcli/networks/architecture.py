@@ -235,7 +235,7 @@ def _library_model(
     # One dtype throughout: half-precision files compute in float32, and are cast back where they are written.
     network.float()
     match = match_entries(checkpoint, Outline.of(network))
-    match.require_fit(checkpoint.source, architecture.name)
+    match.require_fit(checkpoint, architecture.name)
     fill(network, checkpoint, match)
     network.eval()
     make_contiguous(network)

@@ -92,21 +92,29 @@ class Match:
         """The number of names that do not fit."""
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
 
-    def require_fit(self, source: str, architecture: str) -> None:
+    def require_fit(self, checkpoint: Checkpoint, architecture: str) -> None:
         """Raise what does not fit, if anything.
 
         Args:
-            source: The checkpoint, as the user knows it.
-            architecture: The architecture's name, likewise.
+            checkpoint: The checkpoint.
+            architecture: The architecture's name, as the user knows it.
 
         Raises:
             ArchitectureError: Naming some of the missing, unexpected and misshapen names.
         """
         if self.fits:
             return
+        source = checkpoint.source
         other = explain_names((*self.unexpected, *self.missing)) if self.unexpected else None
         if other is not None:
             raise ArchitectureError(f"{source} {other.what}, and does not fit {architecture}", other.way_out)
+        inside = self._prefixes_of_all_names(checkpoint)
+        if inside:
+            heads = [prefix.rstrip(".") for prefix in inside]
+            raise ArchitectureError(
+                f"{source} holds more than the weights of {architecture}, which fits what stands under {_some(heads)}",
+                _way_to(inside[0], checkpoint),
+            )
         shapes = [f"{name} is {found}, expected {wanted}" for name, (found, wanted) in self.misshapen.items()]
         parts = [("missing", self.missing), ("unexpected", self.unexpected), ("misshapen", shapes)]
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in parts if names)
@@ -114,6 +122,27 @@ class Match:
             f"{source} does not fit {architecture}: {listed}",
             "Give the architecture that was trained (--arch), or its arguments (--arch-arg key=value).",
         )
+
+    def _prefixes_of_all_names(self, checkpoint: Checkpoint) -> list[str]:
+        """What stands before all of the network's names in some of the entries, which are a network for themselves."""
+        wanted = {*self.entry_names, *self.missing}
+        if not self.missing:
+            return []
+        names = checkpoint.unwrapped_names
+        last = f".{self.missing[0]}"
+        found = [name.removesuffix(self.missing[0]) for name in names if name.endswith(last)]
+        return [prefix for prefix in found if all(prefix + name in names for name in wanted)]
+
+
+def _way_to(prefix: str, checkpoint: Checkpoint) -> str:
+    """How to have a part of a checkpoint alone."""
+    head = prefix.rstrip(".")
+    if checkpoint.training is not None:
+        return f"Say which one with --weights, as in --weights {head}."
+    return (
+        f"Save that alone: safetensors.torch.save_file({{k.removeprefix({prefix!r}): v for k, v in"
+        f" safetensors.torch.load_file(FILE).items() if k.startswith({prefix!r})}}, 'model.safetensors')"
+    )
 
 
 def state_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def _filled(recipe: OwnRecipe, seed: int | None = None) -> _Filled:
         if loads_itself:
             network = load_by_own_code(factory, network, build_again, checkpoint, match, outline)
         else:
-            match.require_fit(checkpoint.source, factory.name)
+            match.require_fit(checkpoint, factory.name)
             fill(network, checkpoint, match)
         with factory.running("cannot be put into eval mode"):
             network.eval()  # a statement: what it returns, if anything, is the code's own business
