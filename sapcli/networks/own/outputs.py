@@ -7,6 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sapcli.errors import ArchitectureError
+
+WITHOUT_GRADIENT = (
+    "Take torch.no_grad, detach and NumPy out of its forward pass, or do without: --strategy loss needs no gradient;"
+    " --debug shows the traceback."
+)
+"""What to do where a network cannot be differentiated."""
 _LOGITS = "logits"
 _LISTED = 6
 _LONGEST = 60
@@ -29,6 +36,16 @@ def logits_alone(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: A
     if isinstance(named, Tensor):
         return named
     return parts[0] if len(parts) == 1 and isinstance(parts[0], Tensor) else output
+
+
+def require_gradient(logits: Tensor, name: str) -> None:
+    """Raise where a network's logits, computed to be differentiated, have no gradient.
+
+    Raises:
+        ArchitectureError: The network of this name takes it away.
+    """
+    if not logits.requires_grad:
+        raise ArchitectureError(f"the logits of {name} have no gradient, and this needs one", WITHOUT_GRADIENT)
 
 
 def described(output: object) -> str:
