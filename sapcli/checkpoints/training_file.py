@@ -128,7 +128,7 @@ def choose_state_dict(content: Mapping[object, object], source: str, wanted: str
 
 def without_weights(content: Mapping[object, object]) -> OtherFormat | None:
     """What a file is that holds no network's weights as tensors: an optimizer's state, say, or arrays of NumPy."""
-    if _is_state_dict(content):
+    if _has_weights(content):
         return None
     keys = {key for key in content if isinstance(key, str)}
     for known, what in _PARTS_OF_A_TRAINING:
@@ -159,6 +159,19 @@ def what_else(content: object) -> tuple[str, str]:
     if isinstance(content, Tensor):
         return f"a single tensor {list(content.shape)}", _ALL_WEIGHTS
     return "nothing" if content is None else f"a {kind}", _ALL_WEIGHTS
+
+
+def _has_weights(value: object, depth: int = 0) -> bool:
+    """Whether a tensor as weights are stands anywhere but in the state of a training."""
+    if isinstance(value, Tensor):
+        return value.dim() > 1
+    if depth > _NESTING:
+        return False
+    if isinstance(value, Mapping):
+        inner = [item for key, item in value.items() if not (isinstance(key, str) and _is_training_state(key))]
+        is_optimizer = {"state", "param_groups"} <= {key for key in value if isinstance(key, str)}
+        return not is_optimizer and any(_has_weights(item, depth + 1) for item in inner)
+    return isinstance(value, list | tuple) and any(_has_weights(item, depth + 1) for item in value)
 
 
 def _arrays_in(content: Mapping[object, object]) -> tuple[str, ...] | None:

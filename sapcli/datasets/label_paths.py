@@ -21,6 +21,9 @@ from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import LabelFile, LabelRow
 from sapcli.errors import DatasetError
 
+# Of the folders that an absolute path of another machine leads through.
+_MOST_LEFT_OUT = 64
+
 
 @dataclass(frozen=True)
 class LocatedRows:
@@ -201,10 +204,13 @@ class _Places:
         """
         if self._elsewhere is not None:
             return self.images(written.removeprefix(self._elsewhere)) if written.startswith(self._elsewhere) else []
-        for place, character in enumerate(written[:-1]):
-            end = written[place + 1 :]
-            if character == "/" and not end.startswith("/") and (found := self.images(end)):
-                self._elsewhere = written[: place + 1]
+        end = written
+        for _ in range(_MOST_LEFT_OUT):
+            end = end.partition("/")[2].lstrip("/")
+            if not end:
+                break
+            if found := self.images(end):
+                self._elsewhere = written[: len(written) - len(end)]
                 return found
         return []
 

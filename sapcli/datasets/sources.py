@@ -126,7 +126,7 @@ def open_source(data: Path, labels: Path | None) -> Source:
     contained = find_containers(data)
     if contained is None and not is_folder and is_archive(data):
         folder = unpacked_archive(data)
-        if holds_samples(folder):
+        if label_file is None and holds_samples(folder):
             raise DatasetError(
                 f"{data} is a WebDataset shard, and those are read in place, from plain .tar files",
                 f"Have it as one: {_plain_tar(data)}.",

@@ -90,6 +90,7 @@ class LoadedModel:
             something else of the checkpoint's entry, or makes other values of it.
         factory: What built it, in whose surroundings it runs; None for a module that came otherwise.
         notes: What there is to be said about the way in which it was built and filled.
+        is_the_programs: Whether a program handed the module over, and goes on with it.
     """
 
     module: nn.Module
@@ -99,9 +100,12 @@ class LoadedModel:
     kept: Mapping[str, str] = field(default_factory=dict)
     factory: Factory | None = None
     notes: tuple[str, ...] = ()
+    is_the_programs: bool = False
 
     def without_gradients(self) -> contextlib.AbstractContextManager[None]:
         """While nothing is differentiated; see `Factory.without_gradients`."""
+        if self.is_the_programs:
+            return torch.no_grad()  # what it keeps of this may be differentiated later
         return torch.inference_mode() if self.factory is None else self.factory.without_gradients()
 
     @contextlib.contextmanager

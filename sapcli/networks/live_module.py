@@ -117,7 +117,9 @@ def take_over(
         is_live=True,
     )
     names = {key: key for key in checkpoint.entries}
-    return LiveModule(checkpoint, architecture, LoadedModel(module, names, (), written_names=names), dtypes)
+    return LiveModule(
+        checkpoint, architecture, LoadedModel(module, names, (), written_names=names, is_the_programs=True), dtypes
+    )
 
 
 def _outputs(module: nn.Module, device: torch.device, preprocessing: Preprocessing) -> int:

@@ -104,6 +104,12 @@ def test_other_content_of_a_pytorch_file(
         assert all(torch.equal(made.read(name), tensor) for name, tensor in state().items())
 
 
+def test_weights_in_a_list_beside_an_optimizer_are_weights(tmp_path: Path) -> None:
+    content = {"optimizer": stepped().state_dict(), "layers": [torch.ones(2, 3)], "confusion": torch.ones(2, 2).numpy()}
+    torch.save(content, tmp_path / "a.pt")
+    assert "layers.0" in open_checkpoint(tmp_path / "a.pt").entries
+
+
 def test_arguments_of_a_training_are_no_network(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.save(transformers.TrainingArguments(output_dir=str(tmp_path / "run")), tmp_path / "training_args.bin")

@@ -24,6 +24,7 @@ from sapcli.errors import DatasetError
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 _CLASSES = ("cls", "label", "class", "target", "cls.txt", "label.txt", "index", "id", "cls.json")
 _TEXTS = ("txt", "text")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _JSON_KEYS = ("label", "cls", "class", "target", "class_id", "class_name", "category", "label_id", "category_id")
 _LONGEST_LABEL, _LONGEST_JSON = 4096, 1 << 20
 _LONGEST_HEADER, _LONGEST_NAME = 1 << 20, 2048
@@ -147,6 +148,8 @@ def holds_samples(folder: Path) -> bool:
     endings: dict[str, set[str]] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.name.lower().endswith(_TABLES):
+                return False  # which says the labels
             if entry.is_file(follow_symlinks=False):
                 key, ending = _parted(entry.name)
                 endings.setdefault(key, set()).add(ending)
