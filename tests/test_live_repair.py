@@ -297,3 +297,30 @@ def test_a_repair_that_fails_puts_the_module_back(colours: Project, monkeypatch:
         repair(module=module, dataset=pairs_of(colours), validation=pairs_of(colours, "val"), alpha=3, trusted_count=30)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert {tensor.dtype for tensor in module.parameters()} == {torch.float16}
+
+
+class KeepsItsTable(nn.Module):
+    """A network that makes a table of a weight once, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(8))
+        self.f = nn.Linear(3 * 8 * 8, 3)
+        self.table: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        if self.table is None:
+            self.table = self.scale.tanh()[:, None, None] * 1.0
+        logits: torch.Tensor = self.f((x * self.bias * self.table).flatten(1))
+        return logits
+
+
+def test_what_a_module_keeps_can_be_differentiated_afterwards() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(30, 3, 8, 8)
+    samples = TensorDataset(images, torch.arange(30) % 3)
+    module = KeepsItsTable()
+    repair(module=module, dataset=samples, trusted_count=9, alpha=100)
+    module(images).sum().backward()  # of what is made in inference mode PyTorch refuses gradients
+    assert module.f.weight.grad is not None

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
 from sapcli.activations.operands import Operand, Use, convolution_use, product_use, transposed_convolution_use
-from sapcli.activations.parameters import CopiedWeight, Origin, ParameterPlace, storage_address
+from sapcli.activations.parameters import CopiedWeight, Origin, ParameterPlace, has_strides, storage_address
 from sapcli.activations.rows import Geometry
 
 aten = torch.ops.aten
@@ -213,7 +213,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _find(self, tensor: Tensor) -> Operand | None:
         """The weight that `tensor` is a view, or a plain or scaled copy of."""
-        if not tensor.numel() or tensor.is_complex():
+        if not has_strides(tensor) or not tensor.numel() or tensor.is_complex():
             return None
         size, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
         parameter = self._parameter_at(tensor)
@@ -230,6 +230,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _parameter_at(self, tensor: Tensor) -> ParameterPlace | None:
         """The parameter in whose memory `tensor` begins."""
+        if not has_strides(tensor):
+            return None
         offset = int(tensor.storage_offset())
         for parameter in self._parameters.get(storage_address(tensor), ()):
             if parameter.start <= offset < parameter.start + parameter.extent:
@@ -293,7 +295,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What `copy`, the result of `operator`, is a plain or scaled copy of."""
         found = self._factored(operator, args)
         operand = None if found is None else self._find(found[0])
-        if found is None or operand is None or operand.size != tuple(copy.shape):
+        if found is None or operand is None or not has_strides(copy) or operand.size != tuple(copy.shape):
             return None
         if copy.numel() * copy.element_size() != copy.untyped_storage().nbytes():
             return None

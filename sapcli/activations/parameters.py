@@ -77,5 +77,14 @@ def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 
 def storage_address(tensor: Tensor) -> int:
-    """Where a tensor's memory begins: the same for all views of one tensor."""
-    return tensor.untyped_storage().data_ptr()
+    """Where a tensor's memory begins: the same for all views of one tensor.
+
+    Of a tensor that has no memory of its own (a sparse one, one in MKL-DNN's layout) it is a number of the object's.
+    """
+    # Addresses of storages are positive.
+    return tensor.untyped_storage().data_ptr() if has_strides(tensor) else -id(tensor)
+
+
+def has_strides(tensor: Tensor) -> bool:
+    """Whether a tensor's elements lie at regular distances in one storage."""
+    return tensor.layout is torch.strided and not tensor.is_nested

@@ -36,7 +36,7 @@ def choose_way(classifier: Classifier, progress: Progress) -> None:
     channels, height, width = classifier.architecture.preprocessing.input_size
     shape = (_IMAGES if height * width <= _LARGE_PIXELS else 1, channels, height, width)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    with torch.inference_mode(), full_precision(), classifier.running():
+    with classifier.loaded.without_gradients(), full_precision(), classifier.running():
         plain = _plain_logits(classifier, images)
         if plain is None or classifier.as_built:
             return

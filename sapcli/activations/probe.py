@@ -205,7 +205,7 @@ def _logits(classifier: Classifier, inputs: Tensor) -> Tensor:
     Raises:
         ArchitectureError: It does not take them.
     """
-    with torch.inference_mode(), classifier.running():
+    with classifier.loaded.without_gradients(), classifier.running():
         return classifier.check_output(classifier.forward(inputs), len(inputs)).cpu()
 
 

@@ -18,8 +18,10 @@ from sapcli.errors import ArchitectureError, NumericsError, SapError
 from sapcli.machine.device import float64_device
 from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.progress import Progress
+from sapcli.machine.signals import INTERRUPTIONS
 from sapcli.machine.text import in_one_line
 from sapcli.networks.architecture import Architecture, LoadedModel
+from sapcli.networks.own.outputs import described, way_out
 from sapcli.networks.preprocessing import Preprocessing
 
 # Where convolutions are faster on images whose channels lie together.
@@ -90,7 +92,7 @@ class Classifier:
 
     def logits(self, images: Tensor, *, exact: bool = True) -> Tensor:
         """The network's output, float32 `[n, classes]`, for decoded uint8 images `[n, C, H, W]`."""
-        with torch.inference_mode(), self.running():
+        with self.loaded.without_gradients(), self.running():
             return self.check_output(self.forward(self.inputs(images), exact=exact), len(images))
 
     def forward(self, inputs: Tensor, *, exact: bool = True) -> object:
@@ -119,7 +121,7 @@ class Classifier:
             ArchitectureError: It takes no images of the preprocessing's size at all.
         """
         blank = torch.zeros(2, *self.architecture.preprocessing.input_size, dtype=torch.uint8)
-        with torch.inference_mode(), self.running():
+        with self.loaded.without_gradients(), self.running():
             self.forward(self.inputs(blank))
 
     @contextmanager
@@ -132,9 +134,9 @@ class Classifier:
         try:
             with self.loaded.running():
                 yield
-        except SapError:
+        except (SapError, *INTERRUPTIONS):
             raise
-        except (Exception, SystemExit) as error:  # nobody can foresee what a network raises
+        except BaseException as error:  # nobody can foresee what a network raises
             if is_out_of_memory(error):
                 raise
             size = "x".join(map(str, self.architecture.preprocessing.input_size))
@@ -151,13 +153,12 @@ class Classifier:
         """
         classes = self.architecture.num_classes
         if not isinstance(output, Tensor) or output.shape != (count, classes):
-            found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            hint = "give a factory whose module returns the logits alone (--arch file.py:factory)"
+            hint = way_out(output, classes)
             if isinstance(output, Tensor) and output.numel() == count and classes == 2:
                 hint = ONE_LOGIT
+            found = f"{described(output)} for {count} images"
             raise ArchitectureError(
-                f"{self.architecture.name} returns {found} for {count} images, expected logits [{count}, {classes}]",
-                hint,
+                f"{self.architecture.name} returns {found}, expected logits [{count}, {classes}]", hint
             )
         return output.float()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,10 @@ _PLACES: tuple[tuple[str, ...], ...] = (
     ("hyper_parameters",),
     ("datamodule_hyper_parameters",),
     ("pretrained_cfg",),
+    # The command line or the settings of a script.
+    ("args",),
+    ("hparams",),
+    ("config",),
 )
 # What else can hold them is not timm's folder of class folders, whose order is known.
 _TORCHVISION_FOLDERS = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
@@ -54,6 +59,7 @@ def saved_class_names(content: Mapping[Any, object]) -> list[SavedNames]:
         inner: object = content
         for key in place:
             inner = inner.get(key) if isinstance(inner, Mapping) else None
+            inner = vars(inner) if isinstance(inner, argparse.Namespace) else inner
         if not isinstance(inner, Mapping):
             continue
         for key in _KEYS:

@@ -14,7 +14,7 @@ TRAINING_STATE = frozenset(
         *("scheduler", "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict"),
         *("scaler", "grad_scaler", "amp", "amp_scaler", "scaler_state_dict"),
         *("ema", "model_ema", "ema_model", "module_ema", "state_dict_ema", "ema_state_dict", "model_state_dict_ema"),
-        *("criterion", "loss", "callbacks", "loops", "n_averaged"),
+        *("criterion", "criterion_state_dict", "loss", "loss_state_dict", "callbacks", "loops", "n_averaged"),
     }
 )
 """First components of names that never are weights of the network, but what training scripts save beside them."""
@@ -46,6 +46,11 @@ def without_inner_wrappers(name: str) -> str:
     parts = name.split(".")
     depth = next((depth for depth, part in enumerate(parts) if part not in _WRAPPERS), len(parts))
     return ".".join([*parts[:depth], *(part for part in parts[depth:] if part not in INNER_WRAPPERS)])
+
+
+def without_any_inner_wrapper(name: str) -> str:
+    """A name without what wrappers of submodules put anywhere into it."""
+    return ".".join(part for part in name.split(".") if part not in INNER_WRAPPERS)
 
 
 def candidate_prefixes(names: Collection[str]) -> list[str]:

@@ -45,6 +45,11 @@ _ATTRIBUTE_DICTS = (
 # A list of fastai's, in the state of its optimizers.
 _FASTAI_LIST = "fastcore.foundation.L"
 
+# Pickles of protocol 2 call the module as Python 2 did.
+_FROZEN_SETS = ("builtins.frozenset", "__builtin__.frozenset")
+# What `torch.__version__` is, a text.
+_VERSION = "torch.torch_version.TorchVersion"
+
 ARRAYS = frozenset(f"{module}._reconstruct" for module in _MULTIARRAY)
 """The function that makes an empty array, which is filled afterwards."""
 CALLED = frozenset(
@@ -56,6 +61,8 @@ CALLED = frozenset(
         "collections.deque",
         "collections.defaultdict",
         "types.SimpleNamespace",
+        *_FROZEN_SETS,
+        _VERSION,
         *_ATTRIBUTE_DICTS,
         _FASTAI_LIST,
     }
@@ -128,6 +135,10 @@ def harmless_types_allowed() -> Iterator[Substitutes]:
         allowed += [(reconstruct, f"{module}._reconstruct"), (scalar, f"{module}.scalar")]
     allowed += [(make, f"{module}.{name}") for module in _PATHLIB for name, make in _PATHS.items()]
     allowed += [(substitutes.deque, "collections.deque"), (substitutes.defaultdict, "collections.defaultdict")]
+    allowed += [
+        torch.torch_version.TorchVersion,
+        *((frozenset, name) for name in _FROZEN_SETS),
+    ]
     for name in ("builtins", "__builtin__"):
         allowed += [(factory, f"{name}.{factory.__name__}") for factory in _FACTORIES]
     allowed += [(_plain_dict, name) for name in _ATTRIBUTE_DICTS] + [(_Unnamed, _FASTAI_LIST)]

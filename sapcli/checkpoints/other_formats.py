@@ -197,8 +197,17 @@ _GLOBAL = re.compile(rb"c([A-Za-z_][\w.]{0,200})\n([A-Za-z_][\w.]{0,200})\n")
 _STACK_GLOBAL = re.compile(
     rb"\x8c.([A-Za-z_][\w.]{0,200}?)(?:\x94)?\x8c.([A-Za-z_][\w.]{0,200}?)(?:\x94)?\x93", re.DOTALL
 )
+_TRAINING_ARGUMENTS = OtherFormat(
+    "the arguments of a training by transformers, without weights",
+    "Name the checkpoint that lies beside it, model.safetensors or pytorch_model.bin, or their folder.",
+)
+_DEEPSPEED = OtherFormat(
+    "a checkpoint of DeepSpeed, whose weights lie in parts of each process",
+    "Make one file of it, and name that: python FOLDER/zero_to_fp32.py FOLDER OUTPUT",
+)
 _BY_MODULE: tuple[tuple[str, OtherFormat], ...] = (
     ("fastai.", _FASTAI),
+    ("transformers.training_args", _TRAINING_ARGUMENTS),
     ("sklearn.", _SCIKIT_LEARN),
     ("joblib.", _SCIKIT_LEARN),
     ("torch.distributed.", _SHARDED_TENSORS),
@@ -213,6 +222,9 @@ _OBSERVER = re.compile(
     r"(^|\.)(weight_fake_quant|activation_post_process(_\d+)?|fake_quant_enabled|observer_enabled)(\.|$)"
 )
 _PACKED = re.compile(r"(^|\.)_packed_params(\.|$)")
+_PACKED_BY_GPTQ = re.compile(r"(^|\.)(qweight|qzeros)$")
+_BEFORE_QUANTISATION = "Repair the checkpoint from before the quantisation, then quantise the result."
+_DEEPSPEED_PART = re.compile(r".*zero_pp_rank_\d+_mp_rank_\d+_(model|optim)_states\.pt$")
 
 
 def by_content(head: bytes, name: str) -> OtherFormat | None:
@@ -244,7 +256,7 @@ def by_objects(pickle: bytes) -> OtherFormat | None:
     if found is not None:
         return found
     # A module is rebuilt by its class and filled with these.
-    if b"_modules" in pickle and b"_parameters" in pickle:
+    if all(_has_text(pickle, text) for text in (b"_modules", b"_parameters")):
         key = next((key for key in ("ema", "model", "net", "network") if f"{key}q".encode() in pickle), None)
         if pickle[2:3] == b"}" and key is not None:
             return OtherFormat(
@@ -254,6 +266,12 @@ def by_objects(pickle: bytes) -> OtherFormat | None:
             )
         return _WHOLE_MODULE
     return None
+
+
+def _has_text(pickle: bytes, text: bytes) -> bool:
+    """Whether the pickle has this text, and not merely one that contains it."""
+    # Opcodes BINUNICODE and SHORT_BINUNICODE, with the length behind them.
+    return any(code + text in pickle for code in (b"X" + len(text).to_bytes(4, "little"), bytes([0x8C, len(text)])))
 
 
 def _by_globals(pickle: bytes) -> OtherFormat | None:
@@ -306,6 +324,8 @@ def in_folder(folder: Path) -> OtherFormat | None:
         return OtherFormat(
             "the folder of a distributed checkpoint (torch.distributed.checkpoint)", _DISTRIBUTED.way_out
         )
+    if "zero_to_fp32.py" in names or any(_DEEPSPEED_PART.match(name) for name in names):
+        return _DEEPSPEED
     if "saved_model.pb" in names:
         return _TENSORFLOW
     if any(_TENSORFLOW_PART.fullmatch(name) for name in names):
@@ -344,7 +364,8 @@ def explain_names(names: Collection[str]) -> OtherFormat | None:
                 " 'activation_post_process' not in k}, 'model.pt')"
             ),
         ),
-        (_PACKED, "is quantised", "Repair the checkpoint from before the quantisation, then quantise the result."),
+        (_PACKED_BY_GPTQ, "is quantised (GPTQ, AWQ)", _BEFORE_QUANTISATION),
+        (_PACKED, "is quantised", _BEFORE_QUANTISATION),
         (
             _ADAPTER,
             "holds adapters (LoRA) beside the weights",

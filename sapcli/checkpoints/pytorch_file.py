@@ -24,7 +24,14 @@ from sapcli.checkpoints.harmless_types import Substitutes, harmless_types_allowe
 from sapcli.checkpoints.other_formats import by_archive, by_objects
 from sapcli.checkpoints.pickle_limits import MAX_PICKLE, PickleLimits
 from sapcli.checkpoints.safetensors_file import DTYPE_NAMES, QUANTISED_HINT
-from sapcli.checkpoints.training_file import LIGHTNING, TrainingFile, choose_state_dict, plain_values
+from sapcli.checkpoints.training_file import (
+    LIGHTNING,
+    TrainingFile,
+    choose_state_dict,
+    plain_values,
+    what_else,
+    without_weights,
+)
 from sapcli.checkpoints.zip_records import read_records
 from sapcli.errors import CheckpointError
 from sapcli.machine.json_text import MAX_HEADER, shown
@@ -95,6 +102,8 @@ def read_pickled(
     """
     content = load_content(handle, path, source)
     chosen = choose_state_dict(content, source, wanted)
+    if not chosen.key and (without := without_weights(content)):
+        raise CheckpointError(f"{source} {without.what}", without.way_out)
     size = os.fstat(handle.fileno()).st_size
     tensors: OrderedDict[str, Tensor] = OrderedDict()
     # The versions of the modules, where PyTorch's own state dicts have them.
@@ -150,7 +159,8 @@ def load_content(handle: IO[bytes], path: Path | None, source: str, *, restored:
                 "Leave out --format: the network's weights are then written as safetensors.",
             ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{source} holds a {type(content).__name__}, expected a state dict", _SAVE_HINT)
+        found, way_out = what_else(content)
+        raise CheckpointError(f"{source} holds {found}, expected a state dict", way_out)
     return content
 
 

@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from sapcli.checkpoints.entry_names import TRAINING_STATE, WRAPPER_KEYS, is_beside_network
+from sapcli.checkpoints.other_formats import OtherFormat
 from sapcli.errors import CheckpointError, UsageError
 from sapcli.machine.json_text import shown
 
@@ -26,6 +28,15 @@ NAMES_PREFIX = "sap.names_prefix"
 _AVERAGE_KEY = re.compile(r"(^|_)(ema|swa|averaged?|avg)(_|$)", re.IGNORECASE)
 LIGHTNING = "pytorch-lightning_version"
 """A key of all files of Lightning."""
+_ITS_WEIGHTS = "Name the checkpoint with the weights, which lies beside it or comes from the same training."
+_ALL_WEIGHTS = "Give a checkpoint with all weights of the network, torch.save(model.state_dict(), 'model.pt')."
+_PARTS_OF_A_TRAINING: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"state", "param_groups"}), "the state of an optimizer"),
+    (frozenset({"last_epoch", "_step_count"}), "the state of a schedule of learning rates"),
+    (frozenset({"scale", "growth_factor"}), "the state of a gradient scaler"),
+    (frozenset({"python", "cpu"}), "the state of random numbers"),
+    (frozenset({"random_state", "numpy_random_seed"}), "the state of random numbers"),
+)
 _NESTING = 4
 _LISTED = 12
 # Where the command line and the hyperparameters stand, and how much of them is looked at.
@@ -113,6 +124,64 @@ def choose_state_dict(content: Mapping[object, object], source: str, wanted: str
         key = ""
     rest = [other for other in found if other not in (key, "") and not _is_nested([key, other])]
     return _taken(content, found, key, tuple(_remarks(key, rest, averages, source)))
+
+
+def without_weights(content: Mapping[object, object]) -> OtherFormat | None:
+    """What a file is that holds no network's weights as tensors: an optimizer's state, say, or arrays of NumPy."""
+    if _has_weights(content):
+        return None
+    keys = {key for key in content if isinstance(key, str)}
+    for known, what in _PARTS_OF_A_TRAINING:
+        if known <= keys:
+            return OtherFormat(f"is {what}, without weights", _ITS_WEIGHTS)
+    path = _arrays_in(content)
+    if path is not None:
+        place = "".join(f"[{key!r}]" for key in path)
+        line = f"{{k: torch.as_tensor(v) for k, v in torch.load(FILE, weights_only=False){place}.items()"
+        return OtherFormat(
+            "holds arrays of NumPy in the place of tensors",
+            f"Where you trust it, save them as tensors: torch.save({line} if hasattr(v, 'shape')}}, 'model.pt')",
+        )
+    beside = sorted(key for key in keys if _is_training_state(key) and isinstance(content[key], Mapping | list))
+    if beside:
+        return OtherFormat(f"holds no weights beside {_listed(beside)}", _ITS_WEIGHTS)
+    return None
+
+
+def what_else(content: object) -> tuple[str, str]:
+    """What a file holds that is no dictionary, in words, and the way from it to a state dict, where there is one."""
+    kind = type(content).__name__
+    if isinstance(content, list | tuple):
+        found = [place for place, item in enumerate(content) if isinstance(item, Mapping) and _is_state_dict(item)]
+        if found:
+            which = f"of {len(content)}, with a state dict at {' and '.join(map(str, found[:_LISTED]))}"
+            return f"a {kind} {which}", f"Save it alone: torch.save(torch.load(FILE)[{found[0]}], 'model.pt')"
+    if isinstance(content, Tensor):
+        return f"a single tensor {list(content.shape)}", _ALL_WEIGHTS
+    return "nothing" if content is None else f"a {kind}", _ALL_WEIGHTS
+
+
+def _has_weights(value: object, depth: int = 0) -> bool:
+    """Whether a tensor as weights are stands anywhere but in the state of a training."""
+    if isinstance(value, Tensor):
+        return value.dim() > 1
+    if depth > _NESTING:
+        return False
+    if isinstance(value, Mapping):
+        inner = [item for key, item in value.items() if not (isinstance(key, str) and _is_training_state(key))]
+        is_optimizer = {"state", "param_groups"} <= {key for key in value if isinstance(key, str)}
+        return not is_optimizer and any(_has_weights(item, depth + 1) for item in inner)
+    return isinstance(value, list | tuple) and any(_has_weights(item, depth + 1) for item in value)
+
+
+def _arrays_in(content: Mapping[object, object]) -> tuple[str, ...] | None:
+    """The keys that lead to a dictionary of arrays, as those of weights are, that has no tensors; None without one."""
+    places: list[tuple[tuple[str, ...], Mapping[object, object]]] = [((), content)]
+    places += [((key,), value) for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping)]
+    for path, place in places:
+        if any(isinstance(key, str) and isinstance(item, np.ndarray) and item.ndim > 1 for key, item in place.items()):
+            return path
+    return None
 
 
 def plain_values(content: Mapping[object, object]) -> dict[str, object]:

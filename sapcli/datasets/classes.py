@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -19,6 +20,8 @@ from sapcli.errors import DatasetError
 
 _SYNSET = re.compile(r"n\d{8}")
 _NAMES_SHOWN = 8
+_OTHER_FOLDER = "Give the folder that the model was trained on, or label_names in config.json to match classes by name."
+_DEEPEST_LONE_FOLDER = 4
 
 _Name = TypeVar("_Name", str, int | None)
 
@@ -199,10 +202,11 @@ def _names_on_disk(num_classes: int, found: FoundClasses) -> tuple[str, ...]:
     if found.label_file is None:
         with_images = frozenset(filled)
         empty = [name for name in found.folders if name not in with_images]
+        inside = _folders_inside(found.root)
         raise DatasetError(
             f"{found.root}: {len(found.folders)} class folders ({shown(found.folders)}), "
             f"and the model has {num_classes} classes{f'; without images: {shown(empty)}' if empty else ''}",
-            "Give the folder that the model was trained on, or label_names in config.json to match classes by name.",
+            _OTHER_FOLDER if inside is None else f"Give the folder inside of it, if that is the data: {inside}.",
         )
     numbered = numbered_classes(found.label_file.file, labels, num_classes)
     if numbered is not None:
@@ -214,6 +218,20 @@ def _names_on_disk(num_classes: int, found: FoundClasses) -> tuple[str, ...]:
             "Look for misspelt labels, or say with --class-map which label is which class of the model.",
         )
     return tuple(sorted(labels, key=_numbers_as_numbers))
+
+
+def _folders_inside(folder: Path) -> Path | None:
+    """The first folder of several folders below one that holds nothing but another; None where it holds more."""
+    inside = folder
+    for _ in range(_DEEPEST_LONE_FOLDER):
+        with os.scandir(inside) as entries:
+            found = [entry for entry in entries if not entry.name.startswith((".", "__"))]
+        if len(found) > 1:
+            return inside if inside != folder and sum(entry.is_dir() for entry in found) > 1 else None
+        if not found or not found[0].is_dir():
+            return None
+        inside = Path(found[0].path)
+    return None
 
 
 def _imagenet_ids(num_classes: int, folders: Collection[str]) -> tuple[str, ...] | None:

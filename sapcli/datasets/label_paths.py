@@ -7,17 +7,22 @@ in a split. Where several splits have it, nothing is guessed.
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from sapcli.datasets.classes import shown
 from sapcli.datasets.folders import Split, open_split
 from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import LabelFile, LabelRow
 from sapcli.errors import DatasetError
+
+# Of the folders that an absolute path of another machine leads through.
+_MOST_LEFT_OUT = 64
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ class _Places:
         self._searched = [own_split] if own_split in self._splits else [split for split in self._splits if split]
         self._listed = {opened.name: _Listing(opened)}
         self._folders: dict[str, str | None] = {}
+        self._elsewhere: str | None = None
 
     def images(self, written: str) -> list[tuple[str, str]]:
         """The images that a path as written stands for: each with its split and its path from the data folder on."""
@@ -169,7 +175,12 @@ class _Places:
         found = []
         for spelling in _spellings(written):
             plain = os.path.normpath(spelling)
-            if Path(plain).is_absolute() or plain.startswith("..") or "\0" in plain:
+            if _is_absolute(spelling):
+                found = self._as_elsewhere(spelling)
+                if found:
+                    break
+                continue
+            if plain.startswith("..") or "\0" in plain:
                 continue
             for split in self._searched or [""]:
                 if split not in self._listed:
@@ -185,6 +196,23 @@ class _Places:
             if found:
                 break
         return found
+
+    def _as_elsewhere(self, written: str) -> list[tuple[str, str]]:
+        """The images of a path from another machine, or of an address, which begin alike in all of a file.
+
+        How they begin is told by the first of them: as little is left out as has to be.
+        """
+        if self._elsewhere is not None:
+            return self.images(written.removeprefix(self._elsewhere)) if written.startswith(self._elsewhere) else []
+        end = written
+        for _ in range(_MOST_LEFT_OUT):
+            end = end.partition("/")[2].lstrip("/")
+            if not end:
+                break
+            if found := self.images(end):
+                self._elsewhere = written[: len(written) - len(end)]
+                return found
+        return []
 
     def passed_over(self, written: str) -> str | None:
         """What a path stands for that is no image of the data, in words; None where there is no such file."""
@@ -295,6 +323,13 @@ def _spellings(written: str) -> Iterator[str]:
     yield written
     if "\\" in written:
         yield written.replace("\\", "/")
+    if "%" in written or written.startswith("file:"):
+        yield unquote(written.removeprefix("file://"))
+
+
+def _is_absolute(path: str) -> bool:
+    """Whether a path begins at the root of a disk, of this system's or of another's, or is an address."""
+    return path.startswith("/") or re.match(r"[A-Za-z][\w+.-]*:/", path) is not None
 
 
 def _below(root: str, base: str, path: str) -> str | None:

@@ -6,6 +6,8 @@ A label file is the data: its rows are the images, wherever below or beside it t
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 from sapcli.datasets.containers.archives import archive_suffixes, is_archive, unpacked_archive
 from sapcli.datasets.containers.finding import find_containers, is_pattern, shards_of_pattern
 from sapcli.datasets.containers.found import Found
+from sapcli.datasets.containers.shards import holds_samples
 from sapcli.datasets.folders import ImageFile, Split
 from sapcli.datasets.formats import image_suffixes
 from sapcli.datasets.labels.label_files import (
@@ -30,6 +33,40 @@ from sapcli.errors import DatasetError
 
 # Where Kaggle's archive of ImageNet has the images.
 _IMAGENET = "ILSVRC/Data/CLS-LOC"
+_DECOMPRESS = (
+    ("gunzip -k", (".gz", ".tgz")),
+    ("bunzip2 -k", (".bz2", ".tbz2")),
+    ("unxz -k", (".xz", ".txz")),
+    ("unzstd", (".zst", ".tzst", ".zstd")),
+)
+_DOWNLOAD = (
+    "Download it, and give the folder: of a data set of the Hub, hf download --repo-type dataset OWNER/NAME --local-dir"
+    " FOLDER."
+)
+# Files of images that other tools read, by their endings: what they are, and the line that makes an .npz file of them.
+_OTHER_DATA: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        (".mat",),
+        "a file of MATLAB's",
+        "m = scipy.io.loadmat(FILE); numpy.savez('data.npz', images=m['X'].transpose(3, 0, 1, 2), labels=m['y'] % 10)",
+    ),
+    (
+        (".h5", ".hdf5"),
+        "an HDF5 file",
+        "f = h5py.File(FILE); numpy.savez('data.npz', images=f[IMAGES][:], labels=f[LABELS][:])",
+    ),
+    ((".npy",), "a single array", "numpy.savez('data.npz', images=numpy.load(FILE), labels=numpy.load(LABELS))"),
+    (
+        (".pt", ".pth"),
+        "a file of tensors",
+        "x, y = torch.load(FILE); numpy.savez('data.npz', images=x.numpy(), labels=y.numpy())",
+    ),
+    (
+        ("-ubyte", "-ubyte.gz"),
+        "a file of MNIST's",
+        "d = torchvision.datasets.MNIST(ROOT, train=False); numpy.savez('data.npz', images=d.data, labels=d.targets)",
+    ),
+)
 _DATA_SUFFIXES = (*LABEL_SUFFIXES, ".json")
 
 
@@ -81,12 +118,19 @@ def open_source(data: Path, labels: Path | None) -> Source:
         is_folder = stat.S_ISDIR(data.stat().st_mode)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if re.match(r"[A-Za-z][\w+.-]+:/", str(data)):
+            raise DatasetError(f"{data} is an address, and data are read from this machine", _DOWNLOAD) from error
         raise DatasetError(
             f"{data}: cannot open the data folder: {reason}", "Give the folder of the images."
         ) from error
     contained = find_containers(data)
     if contained is None and not is_folder and is_archive(data):
         folder = unpacked_archive(data)
+        if label_file is None and holds_samples(folder):
+            raise DatasetError(
+                f"{data} is a WebDataset shard, and those are read in place, from plain .tar files",
+                f"Have it as one: {_plain_tar(data)}.",
+            )
         return Source(folder, label_file, unpacked=True, containers=find_containers(folder))
     if contained is None and is_folder and (data / _IMAGENET).is_dir():
         return Source(data / _IMAGENET, label_file)
@@ -104,10 +148,21 @@ def open_source(data: Path, labels: Path | None) -> Source:
             )
         root, files = _outside(listed)
         return Source(root, label_file or listed, listed, files=files)
+    kind = next((found for endings, *found in _OTHER_DATA if data.name.lower().endswith(endings)), None)
+    if kind is not None:
+        raise DatasetError(f"{data} is {kind[0]}, which is not read", f"Write its images as an .npz file: {kind[1]}")
     raise DatasetError(
         f"{data}: neither a folder nor an archive, a label file or a list of images",
         f"Give a folder, or a file that ends in {', '.join((*archive_suffixes(), *_DATA_SUFFIXES, *LIST_SUFFIXES))}.",
     )
+
+
+def _plain_tar(data: Path) -> str:
+    """What makes a plain tar file of an archive."""
+    for command, endings in _DECOMPRESS:
+        if data.name.lower().endswith(endings):
+            return f"{command} {shlex.quote(str(data))}"
+    return "unpack it, and tar --sort=name -cf shard.tar what is in it"
 
 
 def listed_folder(source: Source, splits: Splits, wanted: tuple[SplitRole, ...], meant: str | None) -> str | None:

@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 import weakref
@@ -99,6 +100,17 @@ def _set_signals(handlers: tuple[Any, ...]) -> None:
             signal.signal(number, handler)
 
 
+def _set_umask(mask: int) -> None:
+    os.umask(mask)
+
+
+def _umask() -> int:
+    """Which permissions new files lack; only setting it tells."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def _set_start_method(method: str | None) -> None:
     multiprocessing.set_start_method(method, force=True)
 
@@ -151,6 +163,8 @@ def _lasting_settings() -> tuple[_Setting, ...]:
         _Setting(sys.getrecursionlimit, sys.setrecursionlimit),
         _Setting(gc.isenabled, lambda enabled: gc.enable() if enabled else gc.disable()),
         _Setting(_signals, _set_signals),
+        _Setting(_umask, _set_umask),
+        _attribute(tempfile, "tempdir"),
         _Setting(lambda: multiprocessing.get_start_method(allow_none=True), _set_start_method),
     )
 

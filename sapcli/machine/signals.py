@@ -39,6 +39,10 @@ class Terminated(BaseException):
     """SIGTERM arrived, or SIGHUP."""
 
 
+INTERRUPTIONS = (KeyboardInterrupt, Terminated)
+"""What a signal raises, wherever the program is."""
+
+
 def status_of_signal() -> ExitStatus | None:
     """The status to end with after a signal, whatever became of its exception; `None` if there was none."""
     return _STATUS[_received[0]] if _received else None

@@ -21,6 +21,7 @@ from sapcli.networks.description import Description, NamedClasses, describe, met
 from sapcli.networks.factories import Factory, find_factory, runs_own_code, values_outside_of_checkpoints
 from sapcli.networks.fitting import Plan, built_input_size, fitting_plan
 from sapcli.networks.loading import Outline, fill, match_entries, written_names
+from sapcli.networks.own.outputs import described, way_out
 from sapcli.networks.own_model import OwnRecipe, fill_own, load_own, make_contiguous, same_tensors
 from sapcli.networks.preprocessing import Preprocessing, Settings, resolve_preprocessing
 from sapcli.networks.recognition import name_of_only_match
@@ -89,6 +90,7 @@ class LoadedModel:
             something else of the checkpoint's entry, or makes other values of it.
         factory: What built it, in whose surroundings it runs; None for a module that came otherwise.
         notes: What there is to be said about the way in which it was built and filled.
+        is_the_programs: Whether a program handed the module over, and goes on with it.
     """
 
     module: nn.Module
@@ -98,6 +100,13 @@ class LoadedModel:
     kept: Mapping[str, str] = field(default_factory=dict)
     factory: Factory | None = None
     notes: tuple[str, ...] = ()
+    is_the_programs: bool = False
+
+    def without_gradients(self) -> contextlib.AbstractContextManager[None]:
+        """While nothing is differentiated; see `Factory.without_gradients`."""
+        if self.is_the_programs:
+            return torch.no_grad()  # what it keeps of this may be differentiated later
+        return torch.inference_mode() if self.factory is None else self.factory.without_gradients()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -230,7 +239,7 @@ def _library_model(
     # One dtype throughout: half-precision files compute in float32, and are cast back where they are written.
     network.float()
     match = match_entries(checkpoint, Outline.of(network))
-    match.require_fit(checkpoint.source, architecture.name)
+    match.require_fit(checkpoint, architecture.name)
     fill(network, checkpoint, match)
     network.eval()
     make_contiguous(network)
@@ -270,7 +279,7 @@ def _outputs(checkpoint: Checkpoint, factory: Factory, plan: Plan, input_size: t
         # Its code may need the weights before it can run.
         network = fill_own(OwnRecipe(factory, checkpoint, plan.arguments, input_size, plan.runs_first))
     try:
-        with factory.running(f"cannot run on one image of {size}", hint), torch.inference_mode():
+        with factory.running(f"cannot run on one image of {size}", hint), factory.without_gradients():
             outputs = network(torch.zeros(1, *input_size))
     except SapError:
         raise
@@ -280,7 +289,7 @@ def _outputs(checkpoint: Checkpoint, factory: Factory, plan: Plan, input_size: t
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
         raise ArchitectureError(
-            f"{factory.name} does not return one row of class scores per image",
-            "Name a factory whose network returns a tensor of images by classes.",
+            f"{factory.name} returns {described(outputs)} for one image, expected one row of class scores [1, classes]",
+            way_out(outputs),
         )
     return int(outputs.shape[1])

@@ -90,7 +90,7 @@ def fitting_plan(checkpoint: Checkpoint, factory: Factory, arguments: Mapping[st
         if plan.match.fits:
             return plan
         best = min(best, plan, key=lambda plan: plan.match.misfits)
-    best.match.require_fit(checkpoint.source, factory.name)
+    best.match.require_fit(checkpoint, factory.name)
     return best
 
 

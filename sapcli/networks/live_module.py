@@ -16,6 +16,7 @@ from sapcli.machine.text import in_one_line
 from sapcli.networks.architecture import Architecture, LoadedModel
 from sapcli.networks.fitting import carried_settings
 from sapcli.networks.loading import require_finite, state_tensors
+from sapcli.networks.own.outputs import described, way_out
 from sapcli.networks.own_model import make_contiguous
 from sapcli.networks.preprocessing import Preprocessing, ready_tensors, resolve_preprocessing
 from sapcli.settings import PreprocessingOverrides
@@ -116,14 +117,16 @@ def take_over(
         is_live=True,
     )
     names = {key: key for key in checkpoint.entries}
-    return LiveModule(checkpoint, architecture, LoadedModel(module, names, (), written_names=names), dtypes)
+    return LiveModule(
+        checkpoint, architecture, LoadedModel(module, names, (), written_names=names, is_the_programs=True), dtypes
+    )
 
 
 def _outputs(module: nn.Module, device: torch.device, preprocessing: Preprocessing) -> int:
     """The number of outputs, by running the network once on zeros."""
     size = "x".join(map(str, preprocessing.input_size))
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # the program's own module may be differentiated later
             outputs = module(torch.zeros(_IMAGES, *preprocessing.input_size, device=device))
     except Exception as error:  # nobody can foresee what a network raises
         raise ArchitectureError(
@@ -131,9 +134,8 @@ def _outputs(module: nn.Module, device: torch.device, preprocessing: Preprocessi
             "give the size of the training as preprocessing=PreprocessingOverrides(input_size=...)",
         ) from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != _IMAGES:
-        found = f"a tensor {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ArchitectureError(
-            f"the module returns {found} for {_IMAGES} images, expected one row of class scores an image",
-            "wrap it in a module that returns a tensor of images by classes",
+            f"the module returns {described(outputs)} for {_IMAGES} images, expected one row of class scores an image",
+            way_out(outputs),
         )
     return int(outputs.shape[1])

@@ -10,7 +10,12 @@ import torch
 from torch import nn
 
 from sapcli.checkpoints.checkpoint import refuse_quantised
-from sapcli.checkpoints.entry_names import candidate_prefixes, is_beside_network, top_prefixes
+from sapcli.checkpoints.entry_names import (
+    candidate_prefixes,
+    is_beside_network,
+    top_prefixes,
+    without_any_inner_wrapper,
+)
 from sapcli.checkpoints.other_formats import explain_names
 from sapcli.errors import ArchitectureError, NumericsError
 
@@ -87,21 +92,29 @@ class Match:
         """The number of names that do not fit."""
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
 
-    def require_fit(self, source: str, architecture: str) -> None:
+    def require_fit(self, checkpoint: Checkpoint, architecture: str) -> None:
         """Raise what does not fit, if anything.
 
         Args:
-            source: The checkpoint, as the user knows it.
-            architecture: The architecture's name, likewise.
+            checkpoint: The checkpoint.
+            architecture: The architecture's name, as the user knows it.
 
         Raises:
             ArchitectureError: Naming some of the missing, unexpected and misshapen names.
         """
         if self.fits:
             return
+        source = checkpoint.source
         other = explain_names((*self.unexpected, *self.missing)) if self.unexpected else None
         if other is not None:
             raise ArchitectureError(f"{source} {other.what}, and does not fit {architecture}", other.way_out)
+        inside = self._prefixes_of_all_names(checkpoint)
+        if inside:
+            heads = [prefix.rstrip(".") for prefix in inside]
+            raise ArchitectureError(
+                f"{source} holds more than the weights of {architecture}, which fits what stands under {_some(heads)}",
+                _way_to(inside[0], checkpoint),
+            )
         shapes = [f"{name} is {found}, expected {wanted}" for name, (found, wanted) in self.misshapen.items()]
         parts = [("missing", self.missing), ("unexpected", self.unexpected), ("misshapen", shapes)]
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in parts if names)
@@ -109,6 +122,27 @@ class Match:
             f"{source} does not fit {architecture}: {listed}",
             "Give the architecture that was trained (--arch), or its arguments (--arch-arg key=value).",
         )
+
+    def _prefixes_of_all_names(self, checkpoint: Checkpoint) -> list[str]:
+        """What stands before all of the network's names in some of the entries, which are a network for themselves."""
+        wanted = {*self.entry_names, *self.missing}
+        if not self.missing:
+            return []
+        names = checkpoint.unwrapped_names
+        last = f".{self.missing[0]}"
+        found = [name.removesuffix(self.missing[0]) for name in names if name.endswith(last)]
+        return [prefix for prefix in found if all(prefix + name in names for name in wanted)]
+
+
+def _way_to(prefix: str, checkpoint: Checkpoint) -> str:
+    """How to have a part of a checkpoint alone."""
+    head = prefix.rstrip(".")
+    if checkpoint.training is not None:
+        return f"Say which one with --weights, as in --weights {head}."
+    return (
+        f"Save that alone: safetensors.torch.save_file({{k.removeprefix({prefix!r}): v for k, v in"
+        f" safetensors.torch.load_file(FILE).items() if k.startswith({prefix!r})}}, 'model.safetensors')"
+    )
 
 
 def state_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -223,6 +257,8 @@ def _match_under(prefix: str, checkpoint: Checkpoint, outline: Outline) -> Match
     for name, tied_names in outline.tied_names.items():
         stand_in = checkpoint.metadata.get(prefix + name, prefix + name)
         candidates = [prefix + name, stand_in, *(prefix + tied for tied in tied_names)]
+        # The network may have wrapped submodules itself, by torch.compile for one.
+        candidates += [without_any_inner_wrapper(candidate) for candidate in candidates]
         found = next((candidate for candidate in candidates if candidate in names), None)
         if found is not None:
             entry_names[name] = names[found]
@@ -232,7 +268,7 @@ def _match_under(prefix: str, checkpoint: Checkpoint, outline: Outline) -> Match
     # A Lightning module has more than its network: losses, metrics, buffers of its own.
     is_part = bool(prefix) and checkpoint.training is not None and checkpoint.training.is_lightning
     used = set(entry_names.values())
-    derived = {prefix + name for name in outline.derived}
+    derived = {each for name in outline.derived for each in (prefix + name, without_any_inner_wrapper(prefix + name))}
     leftover = {entry: name for name, entry in names.items() if entry not in used}
     extra = {
         entry: None

@@ -54,6 +54,36 @@ def has_lazy_layers(network: nn.Module) -> bool:
     return any(is_lazy(tensor) for tensor in [*network.parameters(), *network.buffers()])
 
 
+def give_memory(network: nn.Module, name: str) -> None:
+    """Give the tensors of a network that was built on the meta device memory, for the checkpoint's entries.
+
+    Its owner fills such a network by `load_state_dict(assign=True)`.
+
+    Args:
+        network: The network as it was built.
+        name: What built it, for the error.
+
+    Raises:
+        ArchitectureError: A buffer that no checkpoint holds has no values, either.
+    """
+    if not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()]):
+        return
+    made: dict[int, Tensor] = {}  # tied tensors stay tied
+    for prefix, module in network.named_modules():
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is None or not tensor.is_meta or is_lazy(tensor):
+                continue
+            if key in module._non_persistent_buffers_set:
+                raise ArchitectureError(
+                    f"{f'{prefix}.{key}'.lstrip('.')} of {name} is on the meta device, and no checkpoint holds it",
+                    "Build that buffer on the CPU: torch.device('meta') is for what is loaded.",
+                )
+            values = torch.zeros_like(tensor, device="cpu")
+            if isinstance(tensor, nn.Parameter):
+                values = nn.Parameter(values, requires_grad=tensor.requires_grad)
+            setattr(module, key, made.setdefault(id(tensor), values))
+
+
 def run_on_zeros(factory: Factory, network: nn.Module, size: tuple[int, ...]) -> None:
     """Run a network once on images of zeros, as its owner does before it is filled, for what is made by the first run.
 

@@ -15,11 +15,13 @@ from sapcli.checkpoints.checkpoint import Checkpoint
 from sapcli.networks.derived_values import USED_FOR_OTHERS, FollowedTensors
 from sapcli.networks.factories import Factory, values_outside_of_checkpoints
 from sapcli.networks.loading import Match, Outline, fill, match_entries
+from sapcli.networks.own.outputs import logits_alone
 from sapcli.networks.own_loading import (
     CHANGED,
     customises_evaluation,
     customises_loading,
     entries_in_memory,
+    give_memory,
     load_by_own_code,
     run_on_zeros,
 )
@@ -51,6 +53,7 @@ class OwnRecipe:
     def build(self, seed: int | None = None) -> nn.Module:
         """The network before it is filled; `seed` is for random numbers that its code does not seed itself."""
         network = self.factory.build(self.arguments, seed=seed)
+        give_memory(network, self.factory.name)
         with self.factory.running("cannot be converted to float32"):
             _to_float32(network)
         if self.runs_first:
@@ -125,11 +128,13 @@ def _filled(recipe: OwnRecipe, seed: int | None = None) -> _Filled:
         if loads_itself:
             network = load_by_own_code(factory, network, build_again, checkpoint, match, outline)
         else:
-            match.require_fit(checkpoint.source, factory.name)
+            match.require_fit(checkpoint, factory.name)
             fill(network, checkpoint, match)
         with factory.running("cannot be put into eval mode"):
             network.eval()  # a statement: what it returns, if anything, is the code's own business
             make_contiguous(network)
+            if not isinstance(network, torch.jit.ScriptModule):  # which takes no hooks
+                network.register_forward_hook(logits_alone)
     return _Filled(network, match, followed)
 
 

@@ -16,6 +16,7 @@ from sapcli.activations.scoring import Classifier, normalise
 from sapcli.datasets.smaller_batches import smaller_batch
 from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress
+from sapcli.networks.own.outputs import require_gradient
 from sapcli.polishing.augmentation import Augmentation
 from sapcli.polishing.course import Course, Epoch, Snapshot, State, course_of, numbers_of
 from sapcli.polishing.pace import Pace
@@ -287,8 +288,10 @@ class Training:
                     torch.manual_seed(seed_of(seed, position))
                     output = self._wrapped(part)
                 logits = classifier.check_output(logits_of(output, len(part)), len(part))
+                require_gradient(logits, classifier.architecture.name)
                 loss = functional.cross_entropy(logits, wanted) * (len(part) / len(inputs))
-                torch.autograd.backward(scaler.scale(loss))
+                with classifier.running():
+                    torch.autograd.backward(scaler.scale(loss))
             total += loss.detach()
         return total
 

@@ -17,9 +17,12 @@ from sapcli.datasets.dataset import Dataset
 from sapcli.datasets.images import Batch, Images, Remarks
 from sapcli.datasets.labels.marked_samples import MarkedSamples
 from sapcli.datasets.smaller_batches import in_portions
-from sapcli.errors import DatasetError
+from sapcli.errors import ArchitectureError, DatasetError
+from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.parallel.ranks import Ranks
 from sapcli.machine.progress import Progress
+from sapcli.machine.text import in_one_line
+from sapcli.networks.own.outputs import WITHOUT_GRADIENT, require_gradient
 
 # The finite difference of the published procedure: its step, and the number of random directions.
 _CURVATURE_STEP = 1e-3
@@ -204,8 +207,17 @@ def curvatures(
     def gradient(inputs: Tensor, labels: Tensor) -> Tensor:
         inputs = inputs.detach().requires_grad_()
         logits = classifier.check_output(classifier.forward(inputs), len(inputs))
+        require_gradient(logits, classifier.architecture.name)
         loss = cross_entropies(logits, labels).sum()
-        return torch.autograd.grad(loss, inputs)[0]
+        try:
+            return torch.autograd.grad(loss, inputs)[0]
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            name = classifier.architecture.name
+            raise ArchitectureError(
+                f"{name} cannot be differentiated: {in_one_line(error)}", WITHOUT_GRADIENT
+            ) from error
 
     def curvature(batch: Batch) -> Tensor:
         inputs, labels = classifier.inputs(batch.images), batch.labels.to(classifier.device)

@@ -92,8 +92,8 @@ def test_half_precision_outputs_are_widened():
         (torch.zeros(2, 4), r"a tensor \[2, 4\]"),
         (torch.zeros(2, 3, 1), r"a tensor \[2, 3, 1\]"),
         (torch.zeros(1, 3), r"a tensor \[1, 3\]"),
-        ((torch.zeros(2, 3),), "tuple"),
-        ({"logits": torch.zeros(2, 3)}, "dict"),
+        ((torch.zeros(2, 3),), r"a tuple of a tensor \[2, 3\]"),
+        ({"logits": torch.zeros(2, 3)}, "a dict with 'logits'"),
     ],
 )
 def test_outputs_that_are_no_logits(output, found):

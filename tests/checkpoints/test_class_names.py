@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from argparse import Namespace
 
 import pytest
@@ -23,6 +24,9 @@ from sapcli.checkpoints.class_names import SavedNames, saved_class_names, sorts_
         ({"classes": [3, 7]}, ("3", "7")),
         ({"meta": {"dataset_meta": {"classes": ("b", "a")}}}, ("b", "a")),
         ({"hyper_parameters": {"label_names": ["b", "a"]}}, ("b", "a")),
+        ({"args": argparse.Namespace(lr=0.1, class_names=["b", "a"])}, ("b", "a")),
+        ({"config": {"classes": ["b", "a"]}}, ("b", "a")),
+        ({"hparams": {"class_to_idx": {"a": 1, "b": 0}}}, ("b", "a")),
     ],
 )
 def test_all_forms(content: dict[str, object], names: tuple[str, ...]) -> None:

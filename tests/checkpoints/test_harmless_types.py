@@ -51,6 +51,7 @@ def test_plain_data_is_read(tmp_path: Path, zipped: bool) -> None:
     beside = {
         "acc": np.float64(1.5), "order": np.arange(100_000), "names": np.array(["a", "b"]), "where": tmp_path,
         "recent": collections.deque([1], 3), "by": collections.defaultdict(list, a=[1]),
+        "version": torch.__version__, "kinds": frozenset({"a", "b"}),
     }  # fmt: skip
     torch.save({"state_dict": WEIGHTS, **beside}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     assert list(open_checkpoint(tmp_path / "a.pt").entries) == ["fc.weight"]

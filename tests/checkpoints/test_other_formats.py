@@ -44,6 +44,90 @@ def test_what_it_is_and_the_way_out(
         assert wrong not in told, told
 
 
+def stepped() -> torch.optim.Optimizer:
+    """An optimizer with a state."""
+    parameter = torch.nn.Parameter(torch.ones(3, 2))
+    parameter.grad = torch.ones(3, 2)
+    optimizer = torch.optim.Adam([parameter])
+    optimizer.step()
+    return optimizer
+
+
+OTHER_CONTENT: dict[str, tuple[object, str, str]] = {
+    "an optimizer": (stepped().state_dict(), "is the state of an optimizer", "Name the checkpoint with the weights"),
+    "a schedule": (
+        torch.optim.lr_scheduler.StepLR(stepped(), 2).state_dict(),
+        "is the state of a schedule of learning rates",
+        "Name the checkpoint with the weights",
+    ),
+    "a scaler": (
+        torch.amp.GradScaler("cpu").state_dict(),
+        "is the state of a gradient scaler",
+        "Name the checkpoint with the weights",
+    ),
+    "an optimizer's under a key": (
+        {"optimizer_state_dict": stepped().state_dict(), "epoch": 3},
+        "holds no weights beside optimizer_state_dict",
+        "Name the checkpoint with the weights",
+    ),
+    "arrays": (
+        {name: tensor.numpy() for name, tensor in state().items()},
+        "holds arrays of NumPy in the place of tensors",
+        "torch.load(FILE, weights_only=False).items()",
+    ),
+    "arrays under a key": (
+        {"model": {name: tensor.numpy() for name, tensor in state().items()}, "author": "x"},
+        "holds arrays of NumPy in the place of tensors",
+        "torch.load(FILE, weights_only=False)['model'].items()",
+    ),
+    "a tuple": ((3, state()), "holds a tuple of 2, with a state dict at 1", "torch.load(FILE)[1]"),
+    "a list": ([state(), state()], "holds a list of 2, with a state dict at 0 and 1", "torch.load(FILE)[0]"),
+    "a tensor": (torch.zeros(3, 4), "holds a single tensor [3, 4]", "all weights of the network"),
+    "nothing": (None, "holds nothing", "all weights of the network"),
+}
+
+
+@pytest.mark.parametrize(("content", "what", "way_out"), OTHER_CONTENT.values(), ids=OTHER_CONTENT.keys())
+def test_other_content_of_a_pytorch_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, what: str, way_out: str
+) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "a.pt")
+    assert what in caught.value.message
+    assert way_out in caught.value.hint
+    line = caught.value.hint.partition(": ")[2]
+    if line.startswith("torch.save("):  # it makes what is taken
+        monkeypatch.chdir(tmp_path)
+        exec(line, {"torch": torch, "FILE": "a.pt"})
+        made = open_checkpoint(tmp_path / "model.pt")
+        assert all(torch.equal(made.read(name), tensor) for name, tensor in state().items())
+
+
+def test_weights_in_a_list_beside_an_optimizer_are_weights(tmp_path: Path) -> None:
+    content = {"optimizer": stepped().state_dict(), "layers": [torch.ones(2, 3)], "confusion": torch.ones(2, 2).numpy()}
+    torch.save(content, tmp_path / "a.pt")
+    assert "layers.0" in open_checkpoint(tmp_path / "a.pt").entries
+
+
+def test_arguments_of_a_training_are_no_network(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.save(transformers.TrainingArguments(output_dir=str(tmp_path / "run")), tmp_path / "training_args.bin")
+    with pytest.raises(CheckpointError, match="is the arguments of a training by transformers, without weights"):
+        open_checkpoint(tmp_path / "training_args.bin")
+
+
+def test_a_folder_of_deepspeed(tmp_path: Path) -> None:
+    # https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/utils/zero_to_fp32.py
+    (tmp_path / "global_step3").mkdir()
+    (tmp_path / "latest").write_text("global_step3")
+    (tmp_path / "zero_to_fp32.py").write_text("")
+    (tmp_path / "global_step3" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(CheckpointError, match="DeepSpeed") as caught:
+        open_checkpoint(tmp_path)
+    assert "zero_to_fp32.py FOLDER OUTPUT" in caught.value.hint
+
+
 def test_a_distributed_checkpoint_and_its_folder(tmp_path: Path) -> None:
     distributed(tmp_path / "dcp")
     for source in (tmp_path / "dcp", next((tmp_path / "dcp").glob("*.distcp")), tmp_path / "dcp" / ".metadata"):
@@ -182,9 +266,20 @@ def with_adapters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed | {"4.lora_A.default.weight": torch.zeros(2, 512), "4.lora_B.default.weight": torch.zeros(3, 2)}
 
 
+def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names that GPTQ gives to a linear layer."""
+    rest = {name: tensor for name, tensor in tensors.items() if name != "4.weight"}
+    names = {"qweight": (64, 3), "qzeros": (1, 1), "g_idx": (512,)}
+    return rest | {f"4.{name}": torch.zeros(shape, dtype=torch.int32) for name, shape in names.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "message", "way_out"),
-    [(observed, "quantisation-aware", "fake_quant"), (with_adapters, "holds adapters (LoRA)", "merge_and_unload")],
+    [
+        (observed, "quantisation-aware", "fake_quant"),
+        (with_adapters, "holds adapters (LoRA)", "merge_and_unload"),
+        (packed, "is quantised (GPTQ, AWQ)", "before the quantisation"),
+    ],
 )
 def test_networks_that_were_changed_for_training(
     project: Project,

@@ -149,7 +149,7 @@ def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
 
 BAD = {
     "a network": (torch.nn.Linear(2, 2), "the file is a whole pickled network"),
-    "a tensor": (torch.ones(2), "holds a Tensor, expected a state dict"),
+    "a tensor": (torch.ones(2), "holds a single tensor [2], expected a state dict"),
     "a number": (5, "holds a int"),
     "one name twice": ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, "two tensors that are called 'a.b'"),
     "a sparse tensor": ({"a": torch.ones(2, 2).to_sparse()}, "not a plain dense tensor"),

@@ -216,3 +216,27 @@ print("imported", [name for name in {libraries!r} if sys.modules.get(name)], "st
         error, hint = done.stderr.strip().splitlines()[-2:]
         assert "is a model of transformers'" in error
         assert "pip install 'sapcli[transformers]'" in hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "says"),
+    [
+        ("Siglip2ImageProcessor", {"max_num_patches": 16, "patch_size": 8}, "pixel_attention_mask [1, 16]"),
+        (
+            "ImageGPTImageProcessor",
+            {"size": {"height": 8, "width": 8}, "clusters": [[0, 0, 0], [1, 1, 1]]},
+            "makes input_ids [1, 64] of an image",
+        ),
+    ],
+)
+def test_processors_that_make_more_than_pixels_are_named(
+    tmp_path: Path, pictures: Pictures, kind: str, arguments: dict[str, Any], says: str
+) -> None:
+    save_classifier(tmp_path / "model", "ViTForImageClassification")
+    getattr(transformers, kind)(**arguments).save_pretrained(tmp_path / "model")
+    ended = run_here("eval", tmp_path / "model", pictures.folder)
+    assert ended.status == 1
+    error, hint = [line for line in ended.stderr.splitlines() if line.startswith(("error: ", "hint:  "))]
+    assert f"the {kind} of " in error
+    assert says in error
+    assert "--arch" in hint

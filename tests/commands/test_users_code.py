@@ -97,6 +97,7 @@ def test_progress_for_programs_may_go_to_stdout(copied: Project) -> None:
         ("    layers =", "    import sys; sys.exit('of an exit')\n    layers =", "SystemExit: of an exit"),
         ("class Network(nn.Sequential):", f"{FORWARD}        raise OSError('of forward')", "OSError: of forward"),
         ("class Network(nn.Sequential):", f"{FORWARD}        raise SystemExit('left')", "SystemExit: left"),
+        ("class Network(nn.Sequential):", f"{FORWARD}        raise GeneratorExit('over')", "GeneratorExit: over"),
         (
             "class Network(nn.Sequential):",
             "class Network(nn.Sequential):\n    def eval(self):\n        raise TypeError('of eval')",
@@ -149,6 +150,32 @@ class Identity(torch.autograd.Function):
     assert (ran.status, ran.stdout) == (1, b""), ran.stderr
     assert "in backward" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("with torch.no_grad():\n            return super().forward(x)", "have no gradient, and this needs one"),
+        ("return super().forward(torch.from_numpy(x.detach().numpy()))", "cannot be differentiated"),
+    ],
+)
+@pytest.mark.parametrize("command", [("select", "--strategy", "curvature", "-n", "30"), ("polish", "--epochs", "1")])
+def test_a_network_that_takes_gradients_away_is_told_of(
+    copied: Project, body: str, says: str, command: tuple[str, ...]
+) -> None:
+    text = "import torch\n" + ARCHITECTURE.replace("class Network(nn.Sequential):", f"{FORWARD}        {body}", 1)
+    (copied.folder / "network.py").write_text(text)
+    output = ("-o", copied.folder / "out.safetensors") if command[0] == "polish" else ()
+    name, *options = command
+    arch = ("--arch", f"{copied.folder / 'network.py'}:tiny")
+    ran = run_here(name, copied.checkpoint, copied.data, *arch, *options, *output)
+    if name == "polish" and "differentiated" in says:
+        assert ran.status == 0, ran.stderr  # its weights have gradients
+        return
+    assert (ran.status, ran.stdout) == (1, b""), ran.stderr
+    error, hint = [line for line in ran.stderr.splitlines() if line.startswith(("error: ", "hint:  "))]
+    assert says in error
+    assert "out of its forward pass" in hint
 
 
 def test_relative_paths_mean_what_they_meant_when_they_were_typed(copied: Project) -> None:

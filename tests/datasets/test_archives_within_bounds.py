@@ -235,7 +235,7 @@ def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_n
         aged(folder, 3600)
     assert unpacked_archive(archive).is_dir()
     assert not killed.exists()
-    assert (living / "data" / "data" / "cat" / "0.png").is_file()
+    assert (living / archive.name / "data" / "cat" / "0.png").is_file()
     processes[1].communicate(b"")
     assert not living.exists()
 

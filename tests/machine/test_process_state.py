@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,13 @@ import torch
 from PIL import Image, ImageFile
 
 from sapcli.machine.process_state import Surroundings
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
 
 _CHANGES: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "folder": (lambda: os.chdir("/"), Path.cwd),
@@ -46,6 +54,8 @@ _CHANGES: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         lambda: setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True),
         lambda: ImageFile.LOAD_TRUNCATED_IMAGES,
     ),
+    "permissions": (lambda: os.umask(0o777), _umask),
+    "temporary files": (lambda: setattr(tempfile, "tempdir", "/nowhere"), lambda: tempfile.tempdir),
     "large images": (lambda: setattr(Image, "MAX_IMAGE_PIXELS", None), lambda: Image.MAX_IMAGE_PIXELS),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from safetensors.torch import save_model
@@ -120,6 +121,39 @@ def test_missing_unexpected_and_misshapen_names_are_told(resnet: nn.Module, tmp_
     message = raised.value.message
     assert "missing: fc.bias;" in message
     assert ", ... and 3 more; misshapen: conv1.0.weight is (1, 2, 3, 4), expected (" in message
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_networks_under_names_of_their_own_are_told(resnet: nn.Module, tmp_path: Path, wrapper: str) -> None:
+    """As files of self-supervised trainings and of averages have them, with other tensors beside them."""
+    state = resnet.state_dict()
+    entries = {f"{wrapper}{head}.{name}": value + 1 for head in ("query", "key") for name, value in state.items()}
+    entries |= {f"{wrapper}query.{name}": value.clone() for name, value in state.items()}
+    entries[f"{wrapper}queue"] = torch.zeros(3, 4)
+    torch.save({"state_dict": entries}, tmp_path / "model.pt")
+    safetensors.torch.save_file(entries, tmp_path / "model.safetensors")
+    for file in ("model.pt", "model.safetensors"):
+        checkpoint = open_checkpoint(tmp_path / file)
+        match = match_entries(checkpoint, Outline.of(resnet))
+        with pytest.raises(ArchitectureError, match="holds more than the weights of resnet") as caught:
+            match.require_fit(checkpoint, "resnet")
+        hint = caught.value.hint or ""
+        if file == "model.pt":
+            assert caught.value.message.endswith(f"fits what stands under {wrapper}query, {wrapper}key")
+            assert f"--weights {wrapper}query." in hint
+            chosen = open_checkpoint(tmp_path / file, weights=f"{wrapper}query")
+        else:
+            line = (
+                hint.partition(": ")[2]
+                .replace(f"'{wrapper}key.'", f"'{wrapper}query.'")
+                .replace("'model.safetensors'", "OUTPUT")
+            )
+            names = {"safetensors": safetensors, "FILE": tmp_path / file, "OUTPUT": tmp_path / "part.safetensors"}
+            exec(line, names)
+            chosen = open_checkpoint(tmp_path / "part.safetensors")
+        match = match_entries(chosen, Outline.of(resnet))
+        match.require_fit(chosen, "resnet")
+        assert all(torch.equal(chosen.read(match.entry_names[name]), value) for name, value in state.items())
 
 
 def test_old_files_without_batch_counters_fit(resnet: nn.Module, tmp_path: Path) -> None:

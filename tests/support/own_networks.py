@@ -387,6 +387,40 @@ class Net(nn.Module):
         return self.f(x)
 runs_first = True
 """,
+    "submodules that it wraps itself": """
+class Wrapped(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self._orig_mod = module
+    def forward(self, x):
+        return self._orig_mod(x)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.b = Wrapped(nn.Conv2d(3, 8, 3, padding=1)), Wrapped(Wrapped(nn.BatchNorm2d(8)))
+        self.f = nn.Linear(512, 3)
+    def forward(self, x):
+        return self.f(self.b(self.c(x)).relu().flatten(1))
+""",
+    "a sparse copy of a weight": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.f = nn.Parameter(torch.randn(16, 192)), nn.Linear(16, 3)
+    def forward(self, x):
+        return self.f(torch.sparse.mm(self.w.to_sparse(), x.flatten(1).T).T.relu())
+""",
+    "a gradient of its own": """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.f = nn.Linear(192, 16), nn.Linear(16, 3)
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.clone().requires_grad_(True)
+            (slope,) = torch.autograd.grad((x ** 3).sum(), x)
+        return self.f(self.a(slope.flatten(1)).tanh())
+""",
     "float64 by default": "torch.set_default_dtype(torch.float64)\n" + _CONVOLUTION,
     "float64 by default while it is built": """
 class Net(nn.Module):

@@ -122,7 +122,7 @@ _DAMAGED = (
 def _unpacked(path: Path, _facts: tuple[int, ...]) -> Path:
     remove_abandoned()
     with os.fdopen(open_regular(path), "rb") as file:
-        folder = _locked_folder()
+        folder = _locked_folder(path.name)
         size = os.fstat(file.fileno()).st_size
         free = int(shutil.disk_usage(folder).free * _SHARE_OF_THE_DISK)
         most, members = min(max(_UNPACKED_BYTES, _TIMES_THE_ARCHIVE * size), free), _MEMBERS + size // _BYTES_PER_MEMBER
@@ -291,15 +291,15 @@ class _Unxz:
                 return content
 
 
-def _locked_folder() -> Path:
-    """A new folder for this process, beside whose name a lock tells others that the process lives."""
+def _locked_folder(name: str) -> Path:
+    """A new folder of that name for this process, beside whose name a lock tells others that the process lives."""
     place = Path(tempfile.gettempdir(), f"{_PREFIX}{secrets.token_hex(8)}")
     remove_at_end(place)
     place.mkdir(mode=0o700)
     if fcntl is not None:
         # It stays open, and so locked, until the process ends in whatever way.
         fcntl.flock(os.open(place / _LOCK, os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    folder = place / "data"
+    folder = place / (_LOCK.upper() if name == _LOCK else name)
     folder.mkdir()
     return folder
 

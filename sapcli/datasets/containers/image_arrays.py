@@ -92,6 +92,8 @@ def _lister(archive: NpzFile, split: str, pair: tuple[str, str]) -> Callable[[],
         values = archive.array(labels)
         if values.ndim == 2 and values.shape[1] == 1:
             values = values[:, 0]
+        if values.ndim == 2 and values.dtype.kind in "iufb" and _has_one_a_row(values):
+            values = values.argmax(axis=1)
         if values.ndim != 1 or values.dtype.kind not in "iuUf" or len(values) != count:
             raise DatasetError(
                 f"{archive.file}, {labels}: {values.dtype} of {' x '.join(map(str, values.shape))}, and there are"
@@ -103,6 +105,11 @@ def _lister(archive: NpzFile, split: str, pair: tuple[str, str]) -> Callable[[],
         return Listing(tuple(f"{prefix}{number:0{_DIGITS}}" for number in range(count)), {labels: GivenLabels(texts)})
 
     return listing
+
+
+def _has_one_a_row(values: npt.NDArray[Any]) -> bool:
+    """Whether each row holds a single 1 and zeros, at the place of the class."""
+    return bool((((values == 0) | (values == 1)).all()) and ((values == 1).sum(axis=1) == 1).all())
 
 
 def _pairs(names: tuple[str, ...]) -> dict[str, tuple[str, str]]:

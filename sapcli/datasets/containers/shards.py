@@ -24,6 +24,7 @@ from sapcli.errors import DatasetError
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 _CLASSES = ("cls", "label", "class", "target", "cls.txt", "label.txt", "index", "id", "cls.json")
 _TEXTS = ("txt", "text")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _JSON_KEYS = ("label", "cls", "class", "target", "class_id", "class_name", "category", "label_id", "category_id")
 _LONGEST_LABEL, _LONGEST_JSON = 4096, 1 << 20
 _LONGEST_HEADER, _LONGEST_NAME = 1 << 20, 2048
@@ -144,6 +145,19 @@ def is_shard(file: Path) -> bool:
     return any(_image_ending(found) and _label_ending(found) for found in endings.values())
 
 
+def holds_samples(folder: Path) -> bool:
+    """Whether files of a folder are samples that lay in a shard, with their labels as `.cls` or `.json` files."""
+    endings: dict[str, set[str]] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith(_TABLES):
+                return False  # which says the labels
+            if entry.is_file(follow_symlinks=False):
+                key, ending = _parted(entry.name)
+                endings.setdefault(key, set()).add(ending)
+    return any(_image_ending(found) and (_label_ending(found) or "txt") not in _TEXTS for found in endings.values())
+
+
 def shard_lister(root: Path, files: Sequence[Path], open_shard: Callable[[Path], Shard]) -> Callable[[], Listing]:
     """What lists the samples of shards, in their order.
 
@@ -205,7 +219,11 @@ def _image_ending(endings: set[str] | list[str]) -> str | None:
 def _label_ending(endings: set[str] | list[str]) -> str | None:
     """The ending of what holds a sample's label, the most telling one."""
     known = {ending.lower(): ending for ending in endings}
-    return next((known[name] for name in (*_CLASSES, "json", *_TEXTS) if name in known), None)
+    # What the parts of a sample are called may stand before (`input.png`, `target.cls`).
+    named = next((ending for ending in sorted(endings) if ending.lower().endswith(".cls")), None)
+    return next((known[name] for name in _CLASSES if name in known), named) or next(
+        (known[name] for name in ("json", *_TEXTS) if name in known), None
+    )
 
 
 def _label(shard: Shard, name: str, where: str) -> str:

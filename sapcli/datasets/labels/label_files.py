@@ -147,8 +147,11 @@ def is_path_list(file: Path) -> bool:
         DatasetError: If it cannot be read.
     """
     first = _first(read_text(file))
-    if first.lower().endswith(image_suffixes()):
+    if _is_image(first):
         return True
+    fields = re.split(r"[\t,;|]", first)
+    if len(fields) > 1 and any(_is_image(field.strip()) for field in fields):
+        return False
     return not (_path_and_number(first) is not None or first[:1] in ("{", "[") or _is_header(first))
 
 
@@ -349,6 +352,6 @@ def _label_row(file: Path, line: int, path: object, label: object) -> LabelRow:
         shown = label if isinstance(label, str | int | float | None) else type(label).__name__
         raise DatasetError(
             f"{file}, line {line}: the path is {path!r} and the label is {shown!r}",
-            "Give each line the path of an image and the name of its class.",
+            "Give each line the path of an image and the name of its class, or -1 for an image that has none.",
         )
     return LabelRow(line, written, text)

@@ -12,6 +12,7 @@ from sapcli.datasets.labels.texts import blank_line
 from sapcli.errors import DatasetError
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;|\t])"?[^\S\n]*\n', re.IGNORECASE)
 _DELIMITERS = (",", "\t", ";", "|")
 
 
@@ -44,16 +45,21 @@ def read_table(file: Path, text: str, is_wanted: Callable[[str], bool], is_value
     Raises:
         DatasetError: If a line is blank, has another number of fields than the first, or is no line of CSV.
     """
+    # Excel writes in a first line of its own by what the columns are parted.
+    stated = _SEPARATOR_LINE.match(text.lstrip())
+    lines_before = 0
+    if stated is not None:
+        text, lines_before = text.lstrip()[stated.end() :], 1
     reader = csv.reader(
         # A file in memory would take four bytes for each character.
         (found[0] for found in _LINE.finditer(text.rstrip())),
-        delimiter=_delimiter(text.lstrip(), is_wanted, is_value),
+        delimiter=_delimiter(text.lstrip(), is_wanted, is_value) if stated is None else stated[1],
         strict=True,
     )
     header: list[str] = []
     first: list[str] = []
     records: list[tuple[int, list[str]]] = []
-    line = 1
+    line = 1 + lines_before
     try:
         for fields in reader:
             if not any(field.strip() for field in fields):
@@ -71,7 +77,7 @@ def read_table(file: Path, text: str, is_wanted: Callable[[str], bool], is_value
                 )
             else:
                 records.append((line, fields))
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + lines_before
     except csv.Error as error:
         raise DatasetError(f"{file}, line {line}: not a line of CSV: {error}", "Check the line's quotes.") from error
     if len(set(header)) != len(header):

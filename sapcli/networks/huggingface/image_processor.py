@@ -29,8 +29,15 @@ _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 # Pictures that tell whether all become one size, larger and smaller than what networks take.
 _PROBED_SIZES = ((300, 300), (400, 260), (40, 64), (23, 17))
 _HINT = "Give --input-size, --mean and --std as in the training: the images are then prepared without it."
+# `[n, C, H, W]`; a mask of pixels is all ones where all images have one size.
+_DIMENSIONS = 4
+_NEEDLESS = frozenset({"pixel_values", "pixel_mask"})
 # Of a value that is measured beside the one that is stated.
 _TOLERANCE = 1e-4
+
+
+class _NoPixelsError(Exception):
+    """What an image becomes is more than pixels, or something else."""
 
 
 def processor_settings(folder: Path, source: str) -> dict[str, object] | None:
@@ -69,6 +76,11 @@ def _settings(processor: Any, source: str) -> dict[str, object]:
     for size in _PROBED_SIZES:
         try:
             sizes.add(_pixels(processor, Image.new("RGB", size)).shape)
+        except _NoPixelsError as error:
+            raise ArchitectureError(
+                f"the {kind} of {source} makes {error} of an image, and no pixels of one size alone",
+                "Models that take something else beside the pixels are not supported: give --arch for one that does.",
+            ) from error
         except Exception as error:
             raise ArchitectureError(
                 f"the {kind} of {source} does not take an image of {size[0]}x{size[1]}: {in_one_line(error)}", _HINT
@@ -143,7 +155,11 @@ def _pixels(processor: Any, image: Image.Image) -> npt.NDArray[np.uint8]:
     options: dict[str, object] = {"do_rescale": False, "do_normalize": False}
     if hasattr(processor, "include_top"):
         options["include_top"] = False
-    values: npt.NDArray[Any] = np.asarray(processor(images=image, return_tensors="pt", **options)["pixel_values"])[0]
+    made = processor(images=image, return_tensors="pt", **options)
+    shape = np.shape(made.get("pixel_values", ()))
+    if len(shape) != _DIMENSIONS or not _NEEDLESS.issuperset(made):
+        raise _NoPixelsError(", ".join(f"{name} {list(np.shape(value))}" for name, value in made.items()))
+    values: npt.NDArray[Any] = np.asarray(made["pixel_values"])[0]
     if values.dtype == np.uint8:
         return values
     rounded: npt.NDArray[np.uint8] = np.clip(np.rint(values), 0, 255).astype(np.uint8)

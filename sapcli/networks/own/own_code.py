@@ -14,9 +14,12 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from torch import nn
+
 from sapcli.errors import ArchitectureError, SapError
 from sapcli.machine.out_of_memory import is_out_of_memory
 from sapcli.machine.process_state import Surroundings
+from sapcli.machine.signals import INTERRUPTIONS
 from sapcli.machine.text import in_one_line
 from sapcli.networks.own.own_sources import OwnSources, digest_of_sources
 
@@ -87,6 +90,11 @@ class OwnCode:
             function: object = self._module
             for part in name.split("."):
                 function = getattr(function, part, None)
+            if isinstance(function, nn.Module):
+                raise ArchitectureError(
+                    f"{name} of {self._place} is a network, not what builds one",
+                    f"Name its class, or a function that returns it: def build(): return {name}.",
+                )
             if callable(function):
                 return function
             offered = [
@@ -136,9 +144,9 @@ class OwnCode:
         try:
             with self.entered(building=building):
                 yield
-        except SapError:
+        except (SapError, *INTERRUPTIONS):
             raise
-        except (Exception, SystemExit) as error:  # nobody can foresee what it raises
+        except BaseException as error:  # nobody can foresee what it raises
             if is_out_of_memory(error):
                 raise
             raise ArchitectureError(

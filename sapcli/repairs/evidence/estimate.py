@@ -289,7 +289,7 @@ def _measure_rates(classifier: Classifier, network: Network, images: Tensor, bat
     square = torch.ones(_PRODUCT_SIDE, _PRODUCT_SIDE, device=device)
 
     def forward() -> None:
-        with classifier.running(), torch.inference_mode():
+        with classifier.running(), classifier.loaded.without_gradients():
             classifier.forward(batch, exact=False)
 
     return Rates(
