@@ -20,6 +20,8 @@ from sapcli.machine.signals import Terminated
 
 _JOINING = "sapcli.machine.parallel.joining"
 """The module that is imported once a command joins the other processes of its run."""
+_COMPLETION = "_SAP_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
 _SECONDS_FOR_THE_FIRST = 3.0
 
 
@@ -44,6 +46,8 @@ def run(arguments: list[str] | None = None) -> int:
         _leave_stdout()
         return ExitStatus.DONE
     except Exception as error:
+        if _COMPLETION in os.environ:
+            return _fail(UsageError("the shell's question for completions makes no sense", f"unset {_COMPLETION}"))
         known = _known(error, sys.argv[1:] if arguments is None else arguments)
         known.__cause__ = error
         return _fail(known)

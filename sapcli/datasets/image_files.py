@@ -131,9 +131,8 @@ class _Bounded:
 
     def read(self, size: int | None = -1) -> bytes:
         """The next bytes; all for none."""
-        wanted = (
-            self._left + 1 if size is None or size < 0 else min(size, self._left + 1)
-        )  # one more, by which it shows
+        # One more than there may be, by which it shows.
+        wanted = self._left + 1 if size is None or size < 0 else min(size, self._left + 1)
         content = self._file.read(wanted)
         self._left -= max(len(content), _LEAST_READ)
         if self._left < 0:

@@ -141,3 +141,12 @@ def test_under_a_limit_on_addresses(project: Project, mebibytes: int) -> None:
     process = run_process(command, preexec_fn=limit, capture_output=True)
     check(process.returncode, process.stderr.decode())
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("word", ["x", "", "9" * 5000])
+def test_a_question_for_completions_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    for name, value in {"_SAP_COMPLETE": "complete_bash", "COMP_WORDS": "sap", "COMP_CWORD": word}.items():
+        monkeypatch.setenv(name, value)
+    outcome = run_here()
+    assert outcome.status == 2
+    assert "went wrong" not in outcome.stderr

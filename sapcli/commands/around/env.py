@@ -56,7 +56,8 @@ def _found(settings: object) -> EnvironmentDocument:
     return EnvironmentDocument(
         sap=__version__,
         python=platform.python_version(),
-        platform=platform.platform(),
+        # Python's own name of the platform, and that of the processor, come from a program that it starts.
+        platform="-".join(filter(None, (platform.system(), platform.release(), platform.machine()))),
         versions={name: _version(name) or "missing" for name in needed},
         extras={extra: {name: _version(name) for name in names} for extra, names in extras.items()},
         optional={name: _version(name) for name in _OPTIONAL},
@@ -102,7 +103,7 @@ def _devices() -> list[DeviceDocument]:
     found = [
         DeviceDocument(
             name="cpu",
-            kind=platform.processor() or platform.machine(),
+            kind=platform.machine(),
             memory_bytes=None,
             threads=torch.get_num_threads(),
             operations_per_second=rates_of(cpu),
