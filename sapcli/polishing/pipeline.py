@@ -198,7 +198,7 @@ class _Run:
             "seed": session.settings.seed,
             "dtype": str(session.fast_dtype),
             "validation": "" if session.validation is None else session.validation.fingerprint,
-            "labels_as_given": settings.labels_as_given,
+            "labels": "given" if settings.labels_as_given else "by Bayes' rule",
             "repair_first": settings.repair_first,
             "flip": settings.flip,
         }

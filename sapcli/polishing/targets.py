@@ -17,8 +17,12 @@ from sapcli.machine.parallel.ranks import ALONE, Ranks
 from sapcli.machine.progress import Progress
 
 _STAGE = "blending labels with the model's answers"
-# So many classes of an image have a weight that counts, once the probabilities are sharpened.
+# Of an image, its label and the most probable other classes have a weight that counts.
 _KEPT = 32
+# The share of labels that the model contradicts stands for that of wrong labels: it still gives some of these back, and
+# has not learned some right ones. Beyond a half, the model is worse than the labels.
+_LEAST_SHARE, _LARGEST_SHARE = 0.02, 0.5
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -46,19 +50,23 @@ class Targets:
         return Targets(self.classes.to(device), self.weights.to(device), self.num_classes)
 
 
-def blended(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Labels blended with a model's own probabilities: `t = w e_y + (1 - w) p^2 / sum p^2`, with `w = p_y / max p`.
+def blended(probabilities: Tensor, labels: Tensor, wrong: float, num_classes: int | None = None) -> Tensor:
+    """Labels blended with a model's own probabilities: what the right class is, given both, by Bayes' rule.
 
-    A label that the model finds as probable as any counts fully; one that it contradicts gives way to its own answer.
+    A label is taken to be right with the chance `1 - r`, and to be any other class with the chance `r / (C - 1)`,
+    whatever the image: `t_k = p_k T_ky / sum_j p_j T_jy` (the symmetric case of the noise matrix of Patrini et al.,
+    CVPR 2017). The model's answer takes the label's place only where it is surer of it than labels are right.
 
     Args:
-        probabilities: `p`, `[n, classes]`.
-        labels: The given ones `y`, int64 `[n]`.
+        probabilities: `p`, `[n, k]`, of all classes or of those that count.
+        labels: The columns of the given ones `y`, int64 `[n]`.
+        wrong: `r`, the share of wrong labels, in (0, 1).
+        num_classes: `C`, where that is not `k`.
     """
     given = labels.unsqueeze(1)
-    weight = probabilities.gather(1, given) / probabilities.amax(dim=1, keepdim=True)
-    squares = probabilities.square()
-    return (squares / squares.sum(dim=1, keepdim=True) * (1 - weight)).scatter_add(1, given, weight)
+    chances = probabilities * (wrong / max((num_classes or probabilities.shape[1]) - 1, 1))
+    chances = chances.scatter(1, given, probabilities.gather(1, given) * (1 - wrong))
+    return chances / chances.sum(dim=1, keepdim=True).clamp(min=_TINY)
 
 
 def as_given(labels: Sequence[int], num_classes: int) -> Targets:
@@ -73,30 +81,46 @@ def blend_with_answers(classifier: Classifier, images: Images, progress: Progres
     Args:
         classifier: The network, in eval mode.
         images: The training images; those that cannot be read have no target.
-        progress: Told of the images done.
+        progress: Told of the images done, and how many labels the network contradicts.
         ranks: The processes that share the images.
     """
     count, num_classes = len(images.dataset.paths), classifier.architecture.num_classes
     kept = min(num_classes, _KEPT)
-    classes, weights = torch.zeros(count, kept, dtype=torch.int64), torch.zeros(count, kept)
+    classes, answers = torch.zeros(count, kept, dtype=torch.int64), torch.zeros(count, kept)
 
-    def blend(listener: Progress, indices: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor]:
+    def ask(listener: Progress, indices: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor]:
         with listener.stage(_STAGE, len(indices)) as advance:
             for batch in images.batches(indices):
-                for done, found in in_portions(partial(_blended_batch, classifier, kept), batch, images, listener):
-                    weights[done], classes[done] = found.values.cpu(), found.indices.cpu()
+                for found in in_portions(partial(_answers, classifier, kept), batch, images, listener):
+                    classes[found.indices], answers[found.indices] = found.classes.cpu(), found.probabilities.cpu()
                 advance(len(batch.indices))
-        return indices, weights[list(indices)], classes[list(indices)]
+        return indices, answers[list(indices)], classes[list(indices)]
 
     if ranks.world == 1:
-        blend(progress, range(count))
+        ask(progress, range(count))
     else:
-        for indices, of_weights, of_classes in in_shares(ranks, images, progress, _STAGE, range(count), blend):
-            weights[list(indices)], classes[list(indices)] = of_weights, of_classes
-    return Targets(classes, weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12), num_classes)
+        for indices, of_answers, of_classes in in_shares(ranks, images, progress, _STAGE, range(count), ask):
+            answers[list(indices)], classes[list(indices)] = of_answers, of_classes
+    readable = answers.sum(dim=1) > 0
+    contradicted = answers[readable, 0] < answers[readable].amax(dim=1)
+    wrong = min(max(float(contradicted.double().mean()), _LEAST_SHARE), _LARGEST_SHARE)
+    progress.note(f"labels: the model contradicts {contradicted.double().mean():.0%} of them; they are blended")
+    weights = blended(answers, torch.zeros(count, dtype=torch.int64), wrong, num_classes)
+    return Targets(classes, weights * readable.unsqueeze(1), num_classes)
 
 
-def _blended_batch(classifier: Classifier, kept: int, batch: Batch) -> tuple[Tensor, torch.return_types.topk]:
+@dataclass(frozen=True)
+class _Answers:
+    """A network's answers to some images: of each the given label first, then the most probable other classes."""
+
+    indices: Tensor
+    classes: Tensor
+    probabilities: Tensor
+
+
+def _answers(classifier: Classifier, kept: int, batch: Batch) -> _Answers:
     probabilities = classifier.logits(batch.images, exact=False).softmax(dim=1)
-    labels = batch.labels.to(probabilities.device)
-    return batch.indices, blended(probabilities, labels).topk(kept, dim=1)
+    labels = batch.labels.to(probabilities.device).unsqueeze(1)
+    first = probabilities.scatter_add(1, labels, torch.ones_like(labels, dtype=probabilities.dtype))
+    classes = first.topk(kept, dim=1).indices
+    return _Answers(batch.indices, classes, probabilities.gather(1, classes))
