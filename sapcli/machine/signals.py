@@ -72,10 +72,11 @@ def end_on_signals() -> None:
             signal.signal(number, _raise)
 
 
-def _raise(number: int, _frame: FrameType | None) -> NoReturn:
+def _raise(number: int, _frame: FrameType | None) -> None:
+    # To ignore later ones by `signal.SIG_IGN` would have Python tell of one that is on its way already.
+    if _received:
+        return
     _received.append(signal.Signals(number))
-    for each in _STATUS:
-        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
