@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,19 @@ def by_pipeline(folder: Path, pictures: Pictures) -> tuple[float, float]:
 
 
 def weights_that_meet_activations(folder: Path, pictures: Pictures) -> set[str]:
-    """The weights of the linear layers and convolutions that transformers' own pipeline runs.
+    """The weights of the linear layers and convolutions that multiply something in transformers' own pipeline.
 
-    A weight of one column is left out: all energy lies in that column, so it stays as it is.
+    One of a single column is left out: all energy lies in that column, so it stays as it is.
     """
     pipeline = transformers.pipeline("image-classification", model=str(folder))
     found = set()
+
+    def watched(name: str) -> Callable[[Any, tuple[torch.Tensor, ...], Any], None]:
+        return lambda _module, inputs, _output: found.add(name) if inputs[0].any() else None
+
     for name, module in pipeline.model.named_modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and module.weight[0].numel() > 1:
-            module.register_forward_hook(lambda *_, name=name: found.add(f"{name}.weight"))
+            module.register_forward_hook(watched(f"{name}.weight"))
     pipeline(str(pictures.paths[0]))
     return found
 
