@@ -26,12 +26,9 @@ def plain(num_classes=3):
 PLAINLY = (*("--arch", "network.py:plain", "--no-repair", "--labels-as-given", "--augment", "none", "--no-flip"),)
 
 
-def polish(project: Project, count: int, output: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m"]
-    if count > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+def run(project: Project, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, "sapcli", *ARGUMENTS, "-o", output, *options],
+        [sys.executable, "-P", "-m", *command],
         cwd=project.folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
@@ -39,6 +36,11 @@ def polish(project: Project, count: int, output: str, *options: str) -> subproce
         check=False,
         timeout=300,
     )
+
+
+def polish(project: Project, count: int, output: str, *options: str) -> subprocess.CompletedProcess[str]:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m") if count > 1 else ()
+    return run(project, *torchrun, "sapcli", *ARGUMENTS, "-o", output, *options)
 
 
 @pytest.fixture
@@ -107,27 +109,8 @@ def test_one_that_is_killed_ends_all(project: Project) -> None:
         )
     )
     began = time.monotonic()
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "sapcli",
-            "--devices",
-            "2",
-            *ARGUMENTS,
-            "--arch",
-            "network.py:tiny",
-            "-o",
-            "out.safetensors",
-        ],
-        cwd=project.folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    own = ("--arch", "network.py:tiny", "-o", "out.safetensors")
+    done = run(project, "sapcli", "--devices", "2", *ARGUMENTS, *own)
     assert time.monotonic() - began < 120
     assert done.returncode == 1
     assert "error: rank 1 of 2 has died" in done.stderr
