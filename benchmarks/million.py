@@ -25,6 +25,7 @@ from pathlib import Path
 from benchmarks.stages import CHECKPOINT, FACTORY
 
 ROOT = Path(__file__).parents[1]
+_FEW = 20_000
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "million")
     arguments = parser.parse_args()
     folder, small = arguments.folder / "large", arguments.folder / "small"
+    few = min(_FEW, arguments.images)
     if not folder.exists():
         began = time.perf_counter()
         make_links(arguments.data, folder, arguments.images)
-        make_links(arguments.data, small, 20_000)
+        make_links(arguments.data, small, few)
         print(f"{arguments.images:,} links in {time.perf_counter() - began:.0f} s", flush=True)
     wrong = None if arguments.truth is None else wrongly_labelled(arguments.truth)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         place = Path(scratch)
         runs = (
-            ("20,000 images", small, "small", ()),
+            (f"{few:,} images", small, "small", ()),
             (f"{arguments.images:,} images", folder, "large", ()),
             ("the same, listed before, others trusted", folder, "large", ("-n", "900")),
-            ("20,000 images, all scored", small, "all", ("--candidates", "all")),
+            (f"{few:,} images, all scored", small, "all", ("--candidates", "all")),
         )
         for name, data, cache, options in runs:
             found = select(data, place / cache, place / "trusted.jsonl", *options)
