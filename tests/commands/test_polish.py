@@ -41,12 +41,12 @@ def changed_in(file: Path) -> set[str]:
 
 
 def test_a_polished_file_says_how_it_was_made_and_is_verified(project: Project) -> None:
-    outcome = polish("--summary", "summary.md")
+    outcome = polish("--summary", "summary.md", "--epochs", "6")
     assert outcome.status == 0, outcome.stderr
     assert outcome.stdout.decode() == f"{POLISHED}\n"
     metadata = metadata_of(POLISHED)
     assert metadata["sap.polish.result"] == "polished"
-    assert metadata["sap.polish.epochs"] == "2"
+    assert metadata["sap.polish.epochs"] == "6"
     assert metadata["sap.polish.start"] == "repaired"
     assert float(metadata["sap.alpha"]) > 0
     assert json.loads(metadata["sap.gain"])["points"] > 0
