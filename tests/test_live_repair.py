@@ -300,19 +300,19 @@ def test_a_repair_that_fails_puts_the_module_back(colours: Project, monkeypatch:
 
 
 class KeepsItsTable(nn.Module):
-    """A network that makes a table of a weight once, and keeps it."""
+    """A network that makes a table of a weight once for each number of images, and keeps it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale, self.bias = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(8))
         self.f = nn.Linear(3 * 8 * 8, 3)
-        self.table: torch.Tensor | None = None
+        self.tables: dict[int, torch.Tensor] = {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits."""
-        if self.table is None:
-            self.table = self.scale.tanh()[:, None, None] * 1.0
-        logits: torch.Tensor = self.f((x * self.bias * self.table).flatten(1))
+        if len(x) not in self.tables:
+            self.tables[len(x)] = self.scale.tanh()[:, None, None] * 1.0
+        logits: torch.Tensor = self.f((x * self.bias * self.tables[len(x)]).flatten(1))
         return logits
 
 
@@ -322,5 +322,7 @@ def test_what_a_module_keeps_can_be_differentiated_afterwards() -> None:
     samples = TensorDataset(images, torch.arange(30) % 3)
     module = KeepsItsTable()
     repair(module=module, dataset=samples, trusted_count=9, alpha=100)
-    module(images).sum().backward()  # of what is made in inference mode PyTorch refuses gradients
+    assert len(module.tables) > 1
+    for count in module.tables:
+        module(images[:count]).sum().backward()  # of what is made in inference mode PyTorch refuses gradients
     assert module.f.weight.grad is not None

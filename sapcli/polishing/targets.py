@@ -121,6 +121,6 @@ class _Answers:
 def _answers(classifier: Classifier, kept: int, batch: Batch) -> _Answers:
     probabilities = classifier.logits(batch.images, exact=False).softmax(dim=1)
     labels = batch.labels.to(probabilities.device).unsqueeze(1)
-    first = probabilities.scatter_add(1, labels, torch.ones_like(labels, dtype=probabilities.dtype))
-    classes = first.topk(kept, dim=1).indices
+    # Above all probabilities, the label comes first.
+    classes = probabilities.scatter(1, labels, 2.0).topk(kept, dim=1).indices
     return _Answers(batch.indices, classes, probabilities.gather(1, classes))

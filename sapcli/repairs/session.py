@@ -76,6 +76,7 @@ class Session(CachedPasses):
         if len(candidates) < len(self.training.paths):
             self.candidates = len(candidates)
             parts["candidates"] = len(candidates), self.settings.seed
+        self.fitted = None
         trusted = self._fetch_made_of(
             self.training_images,
             candidates if settings.strategy is not Strategy.RANDOM else (),
@@ -87,13 +88,11 @@ class Session(CachedPasses):
         )
         if settings.strategy is Strategy.LOSS:
             self._order_checked = self._order_checked or self.source.class_map is None
-            self.fitted = self.cache.fetch(
-                "fitted",
-                {key: parts[key] for key in parts.keys() - {"count", "excluded", "validation"}},
-                make=lambda: self._fitted(candidates),
-                read=lambda path: float(path.read_text()),
-                write=_write_share,
-            )
+            # What the losses told beside the trusted set is kept beside it, and never worth another pass.
+            if self.fitted is None:
+                self.fitted = self.cache.find("fitted", parts, lambda path: float(path.read_text()))
+            else:
+                self.cache.keep("fitted", parts, self.fitted, _write_share)
         return trusted
 
     def _select(self, settings: SelectionSettings, candidates: Sequence[int], excluded: frozenset[int]) -> TrustedSet:
@@ -124,9 +123,6 @@ class Session(CachedPasses):
             if not excluded:
                 return trusted
             self.progress.note(f"{len(excluded)} training images are copies of validation images and are not trusted")
-
-    def _fitted(self, candidates: Sequence[int]) -> float:
-        return self.training_outcomes(candidates).accuracy if self.fitted is None else self.fitted
 
     def _copies_of_validation(self, indices: Sequence[int]) -> frozenset[int]:
         """Those of these training images that have the content of a validation image."""
